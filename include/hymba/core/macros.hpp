@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every macro of the library, and nothing else.
+//
+// Public names live in `hymba::` through an inline namespace whose name encodes the configuration that changes what a
+// type or an inline function means (instruction set, OpenMP). Two translation units compiled with different `-m` flags
+// therefore never share one symbol: the linker cannot pick an AVX-512 body for a baseline build.
+#pragma once
+
+#define HYMBA_VERSION_MAJOR 0
+#define HYMBA_VERSION_MINOR 1
+#define HYMBA_VERSION_PATCH 0
+#define HYMBA_VERSION_STRING "0.1.0"
+
+#if defined(__AVX512BF16__)
+#define HYMBA_ABI_ARCH avx512bf16
+#elif defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define HYMBA_ABI_ARCH avx512vnni
+#elif defined(__AVX512BW__)
+#define HYMBA_ABI_ARCH avx512bw
+#elif defined(__AVX512F__)
+#define HYMBA_ABI_ARCH avx512f
+#elif defined(__AVX2__) && defined(__FMA__)
+#define HYMBA_ABI_ARCH avx2fma
+#elif defined(__AVX2__)
+#define HYMBA_ABI_ARCH avx2
+#elif defined(__AVX__)
+#define HYMBA_ABI_ARCH avx
+#elif defined(__SSE4_2__)
+#define HYMBA_ABI_ARCH sse42
+#elif defined(__x86_64__) || defined(_M_X64)
+#define HYMBA_ABI_ARCH x86_64
+#elif defined(__aarch64__)
+#define HYMBA_ABI_ARCH aarch64
+#else
+#define HYMBA_ABI_ARCH generic
+#endif
+
+#if defined(_OPENMP)
+#define HYMBA_ABI_THREADS omp
+#else
+#define HYMBA_ABI_THREADS noomp
+#endif
+
+#define HYMBA_DETAIL_CONCAT3(a, b, c) a##_##b##_##c
+#define HYMBA_DETAIL_ABI(arch, threads) HYMBA_DETAIL_CONCAT3(v0, arch, threads)
+#define HYMBA_ABI_NAMESPACE HYMBA_DETAIL_ABI(HYMBA_ABI_ARCH, HYMBA_ABI_THREADS)
+
+#define HYMBA_NAMESPACE_BEGIN \
+  namespace hymba {           \
+  inline namespace HYMBA_ABI_NAMESPACE {
+#define HYMBA_NAMESPACE_END \
+  }                         \
+  }
+
+#if defined(__GNUC__) || defined(__clang__)
+#define HYMBA_ALWAYS_INLINE inline __attribute__((always_inline))
+#define HYMBA_RESTRICT __restrict__
+#elif defined(_MSC_VER)
+#define HYMBA_ALWAYS_INLINE __forceinline
+#define HYMBA_RESTRICT __restrict
+#else
+#define HYMBA_ALWAYS_INLINE inline
+#define HYMBA_RESTRICT
+#endif
