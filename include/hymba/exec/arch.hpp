@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Architecture tags: what a kernel is specialised for. A tag is part of the type of everything that uses it, so code
+// compiled for two instruction sets never shares a symbol.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+
+HYMBA_NAMESPACE_BEGIN
+
+namespace arch {
+
+/// Plain C++ loops: the reference of every kernel run in single precision. Runs anywhere, fast nowhere.
+struct scalar {};
+
+/// Vector code through xsimd; `A` is an xsimd architecture such as xsimd::avx2 (see exec/simd.hpp for `arch::best`).
+template <class A>
+struct simd {};
+
+}  // namespace arch
+
+HYMBA_NAMESPACE_END

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Storage formats of weights and caches. Arithmetic is always single precision; a format says how numbers lie in memory.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/core/types.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+HYMBA_NAMESPACE_BEGIN
+
+/// How weight matrices are stored.
+enum class Weights { f32, bf16 };
+/// How keys and values are stored.
+enum class Cache { f32, f16, bf16 };
+
+/// Describes one weight format: `element`, the bytes of a row, and the conversion of a row from and to float.
+/// A quantised format (blocks with scales) is one more specialisation; everything that stores weights asks here.
+template <Weights W>
+struct weight_format;
+
+namespace detail {
+/// A format whose rows are plain arrays of one scalar type.
+template <class T>
+struct PlainFormat {
+  using element = T;
+  static constexpr std::size_t row_bytes(std::int64_t cols) { return static_cast<std::size_t>(cols) * sizeof(T); }
+  static void encode_row(const float* from, std::int64_t cols, void* to) {
+    auto* out = static_cast<T*>(to);
+    for (std::int64_t i = 0; i < cols; ++i) out[i] = T(from[i]);
+  }
+  static void decode_row(const void* from, std::int64_t cols, float* to) {
+    const auto* in = static_cast<const T*>(from);
+    for (std::int64_t i = 0; i < cols; ++i) to[i] = static_cast<float>(in[i]);
+  }
+};
+}  // namespace detail
+
+template <>
+struct weight_format<Weights::f32> : detail::PlainFormat<float> {
+  static constexpr const char* name = "f32";
+};
+template <>
+struct weight_format<Weights::bf16> : detail::PlainFormat<bf16> {
+  static constexpr const char* name = "bf16";
+};
+
+/// Describes one cache format: `element` and its name.
+template <Cache C>
+struct cache_format;
+template <>
+struct cache_format<Cache::f32> {
+  using element = float;
+  static constexpr const char* name = "f32";
+};
+template <>
+struct cache_format<Cache::f16> {
+  using element = f16;
+  static constexpr const char* name = "f16";
+};
+template <>
+struct cache_format<Cache::bf16> {
+  using element = bf16;
+  static constexpr const char* name = "bf16";
+};
+
+/// A read-only weight matrix [rows, cols] in format `W`; row r starts `r * row_bytes(cols)` after the first.
+template <Weights W>
+struct WeightMatrix {
+  using format = weight_format<W>;
+  const std::byte* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+
+  const std::byte* row(std::int64_t r) const { return data + static_cast<std::size_t>(r) * format::row_bytes(cols); }
+  WeightMatrix row_range(std::int64_t first, std::int64_t count) const { return {row(first), count, cols}; }
+};
+
+HYMBA_NAMESPACE_END
