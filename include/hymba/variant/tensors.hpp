@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every tensor of a model, in a fixed order, with the names of the published layout.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/variant/architecture.hpp>
+#include <hymba/variant/tensor_spec.hpp>
+
+HYMBA_NAMESPACE_BEGIN
+
+/// Which part of a layer a tensor belongs to.
+enum class Part { layer, attention, ssm, fusion, mlp };
+inline constexpr int part_count = 5;
+
+/// Visits the tensors of layer `i`: `visit(Part, TensorSpec)`. Names are relative to "model.layers.I.".
+template <class V, class Visit>
+constexpr void for_each_layer_tensor(const Architecture<V>& a, int i, Visit&& visit) {
+  const LayerPlan& row = a.plan[i];
+  visit(Part::layer, vector_tensor("input_layernorm.weight", a.width));
+  visit(Part::layer, matrix_tensor("mamba.in_proj.weight", a.input_rows(i), a.width));
+  if (a.projection_bias) visit(Part::layer, vector_tensor("mamba.in_proj.bias", a.input_rows(i)));
+  visit(Part::layer, matrix_tensor("mamba.out_proj.weight", a.width, a.mixed_width(i)));
+  if (a.projection_bias) visit(Part::layer, vector_tensor("mamba.out_proj.bias", a.width));
+  if (a.has_mlp()) visit(Part::layer, vector_tensor("pre_moe_layernorm.weight", a.width));
+  if constexpr (Architecture<V>::has_attention) {
+    if (row.has_attention()) {
+      a.attention.tensors(a.plan.produces(i), [&](const TensorSpec& t) { visit(Part::attention, t); });
+    }
+  }
+  if constexpr (Architecture<V>::has_ssm) {
+    if (row.has_ssm()) a.ssm.tensors([&](const TensorSpec& t) { visit(Part::ssm, t); });
+  }
+  if (row.kind == LayerKind::hybrid) {
+    a.fuse.tensors(a.attention_width(), a.ssm_width(), [&](const TensorSpec& t) { visit(Part::fusion, t); });
+  }
+  if (a.has_mlp()) a.mlp.tensors(a.width, [&](const TensorSpec& t) { visit(Part::mlp, t); });
+}
+
+/// Visits the tensors that belong to no layer: `visit(TensorSpec)`. Full names.
+template <class V, class Visit>
+constexpr void for_each_model_tensor(const Architecture<V>& a, Visit&& visit) {
+  visit(matrix_tensor("model.embed_tokens.weight", a.vocabulary, a.width));
+  if (a.meta_tokens() > 0) visit(vector_tensor("model.memory_tokens", a.meta_tokens(), a.width));
+  visit(vector_tensor("model.final_layernorm.weight", a.width));
+  if (!a.tied_embeddings) visit(matrix_tensor("lm_head.weight", a.vocabulary, a.width));
+}
+
+HYMBA_NAMESPACE_END
