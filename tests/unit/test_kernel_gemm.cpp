@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <hymba/core/aligned_buffer.hpp>
+#include <hymba/exec/executor.hpp>
+#include <hymba/kernels/gemm.hpp>
+
+#include <doctest/doctest.h>
+
+#include "tolerance.hpp"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+using namespace hymba;
+
+namespace {
+
+constexpr float canary = -12345.5f;
+
+/// One random problem; arrays are exactly as large as the views say, so that a sanitizer sees any step outside.
+template <Weights W>
+struct Problem {
+  using Element = typename weight_format<W>::element;
+  std::int64_t rows, in, out, x_stride, y_stride;
+  std::vector<float> x, bias, y0;
+  std::vector<Element> w;
+
+  Problem(std::int64_t t, std::int64_t i, std::int64_t o, std::int64_t x_pad, std::int64_t y_pad, unsigned seed)
+      : rows(t), in(i), out(o), x_stride(i + x_pad), y_stride(o + y_pad) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    x.resize(static_cast<std::size_t>(t > 0 ? (t - 1) * x_stride + i : 0));
+    y0.assign(static_cast<std::size_t>(t > 0 ? (t - 1) * y_stride + o : 0), canary);
+    for (auto& v : x) v = normal(random);
+    for (std::int64_t r = 0; r < t; ++r) {
+      for (std::int64_t c = 0; c < o; ++c) y0[static_cast<std::size_t>(r * y_stride + c)] = normal(random);
+    }
+    bias.resize(static_cast<std::size_t>(o));
+    for (auto& v : bias) v = normal(random);
+    w.resize(static_cast<std::size_t>(o * i));
+    for (auto& v : w) v = Element(normal(random));
+  }
+  MatrixView<const float> x_view() const { return {x.data(), rows, in, x_stride}; }
+  WeightMatrix<W> w_view() const { return {reinterpret_cast<const std::byte*>(w.data()), out, in}; }
+
+  template <class Arch>
+  std::vector<float> run(int threads, bool with_bias, Store store) const {
+    using Kernel = kernel_for<op::Gemm, Arch>;
+    DefaultExecutor exec(threads);
+    const std::size_t per_thread = Kernel::scratch_bytes(rows, in, out);
+    REQUIRE(per_thread % 64 == 0);
+    AlignedBuffer memory(per_thread * static_cast<std::size_t>(threads));
+    std::memset(memory.data(), 0xff, memory.size());  // NaN: scratch must not be assumed to be zero
+    std::vector<float> y = y0;
+    Kernel::run(exec, Scratch{memory.data(), per_thread}, x_view(), w_view(), with_bias ? bias.data() : nullptr,
+                MatrixView<float>(y.data(), rows, out, y_stride), store);
+    return y;
+  }
+
+  void check(const std::vector<float>& y, bool with_bias, Store store) const {
+    std::vector<double> want(y0.begin(), y0.end());
+    reference::gemm<double>(x_view(), w_view(), with_bias ? bias.data() : nullptr,
+                            MatrixView<double>(want.data(), rows, out, y_stride), store);
+    hymba_test::Worst worst;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < out; ++c) {
+        const auto at = static_cast<std::size_t>(r * y_stride + c);
+        // A sum of n products in any order: gamma_n times the sum of magnitudes, plus one rounding each for the bias,
+        // the old value and the additions of the blocks.
+        double magnitude = (with_bias ? std::fabs(bias[static_cast<std::size_t>(c)]) : 0.0) +
+                           (store == Store::add ? std::fabs(y0[at]) : 0.0);
+        for (std::int64_t i = 0; i < in; ++i) {
+          magnitude += std::fabs(static_cast<double>(x[static_cast<std::size_t>(r * x_stride + i)]) *
+                                 static_cast<double>(static_cast<float>(w[static_cast<std::size_t>(c * in + i)])));
+        }
+        worst.add(y[at], want[at], hymba_test::gamma(static_cast<double>(in) + 2.0) * magnitude, r, c);
+      }
+      for (std::int64_t c = out; r + 1 < rows && c < y_stride; ++c) {
+        REQUIRE(y[static_cast<std::size_t>(r * y_stride + c)] == canary);
+      }
+    }
+    INFO("T=", rows, " I=", in, " O=", out, ": ", worst.text());
+    CHECK(worst.ok());
+  }
+};
+
+template <Weights W>
+void all_sizes() {
+  const std::int64_t L = simd::lanes<xsimd::default_arch>;
+  unsigned seed = 1;
+  for (const std::int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 40}) {
+    for (const std::int64_t i : {std::int64_t{1}, L - 1, L, L + 1, 2 * L, std::int64_t{100}, std::int64_t{837}}) {
+      for (const std::int64_t o : {1, 3, 4, 5, 8, 9, 67}) {
+        ++seed;
+        const Problem<W> p(t, i, o, seed % 3, seed % 5, seed);
+        const bool with_bias = seed % 2 == 0;
+        const Store store = seed % 4 < 2 ? Store::assign : Store::add;
+        p.check(p.template run<arch::best>(static_cast<int>(1 + seed % 4), with_bias, store), with_bias, store);
+        if (seed % 7 == 0) p.check(p.template run<arch::scalar>(2, with_bias, store), with_bias, store);
+      }
+    }
+  }
+}
+
+template <Weights W>
+void large() {
+  for (const std::int64_t t : {1, 4, 300}) {
+    const Problem<W> p(t, 1733, 131, 5, 3, 77);
+    const std::vector<float> one = p.template run<arch::best>(1, true, Store::add);
+    p.check(one, true, Store::add);
+    for (int threads = 2; threads <= 4; ++threads) {
+      CHECK(p.template run<arch::best>(threads, true, Store::add) == one);
+    }
+  }
+}
+
+template <Weights W>
+void independent_of_rows() {
+  for (const std::int64_t in : {7, 100, 1600, 2500}) {
+    const Problem<W> all(290, in, 37, 1, 0, 5);
+    const std::vector<float> want = all.template run<arch::best>(2, true, Store::add);
+    for (const std::int64_t chunk : {1, 2, 5, 12, 13, 64}) {
+      for (std::int64_t t = 0; t < 290; t += chunk * 3) {
+        const std::int64_t count = std::min<std::int64_t>(chunk, 290 - t);
+        Problem<W> part(count, in, 37, 1, 0, 5);
+        part.w = all.w;
+        part.bias = all.bias;
+        for (std::int64_t r = 0; r < count; ++r) {
+          std::copy_n(all.x.data() + (t + r) * all.x_stride, in, part.x.data() + r * part.x_stride);
+          std::copy_n(all.y0.data() + (t + r) * 37, 37, part.y0.data() + r * 37);
+        }
+        const std::vector<float> got = part.template run<arch::best>(1, true, Store::add);
+        CHECK(std::memcmp(got.data(), want.data() + t * 37, got.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("gemm: every size class against the double reference") {
+  SUBCASE("f32") { all_sizes<Weights::f32>(); }
+  SUBCASE("bf16") { all_sizes<Weights::bf16>(); }
+}
+
+TEST_CASE("gemm: several blocks; the same bits whatever the number of threads") {
+  SUBCASE("f32") { large<Weights::f32>(); }
+  SUBCASE("bf16") { large<Weights::bf16>(); }
+}
+
+TEST_CASE("gemm: a row's bits do not depend on the rows it is computed with") {
+  SUBCASE("f32") { independent_of_rows<Weights::f32>(); }
+  SUBCASE("bf16") { independent_of_rows<Weights::bf16>(); }
+}
+
+TEST_CASE("gemm: no rows, no work") {
+  const Problem<Weights::f32> p(0, 5, 7, 0, 0, 1);
+  CHECK(p.run<arch::best>(2, true, Store::assign).empty());
+  CHECK(p.run<arch::scalar>(2, true, Store::assign).empty());
+}
+
+TEST_CASE("gemm: scratch of the largest sizes serves smaller ones") {
+  using Kernel = kernel_for<op::Gemm, arch::best>;
+  static_assert(Kernel::scratch_bytes(1, 5504, 32001) == 0, "decode needs no scratch");
+  std::size_t before = 0;
+  for (std::int64_t in = 1; in < 4000; in += 13) {
+    const std::size_t now = Kernel::scratch_bytes(512, in, 100);
+    CHECK(now >= before);
+    before = now;
+  }
+}
