@@ -47,13 +47,22 @@ jobs_that_fit() {
   if [ "$fit" -lt "$cores" ]; then echo "$fit"; else echo "$cores"; fi
 }
 
-# prepare_folder FOLDER: a build folder that was configured elsewhere (a copied or renamed tree) cannot be used again.
+# prepare_folder FOLDER [COMPILER]: a build folder that was configured elsewhere (a copied or renamed tree), or for another
+# compiler, cannot be used again.
 prepare_folder() {
   if [ -f "$1/CMakeCache.txt" ]; then
     home=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$1/CMakeCache.txt")
     if [ "$home" != "$(pwd -P)" ] && [ "$home" != "$(pwd)" ]; then
       echo "==> $1 belongs to $home; starting it anew"
       rm -rf "$1"
+      return 0
+    fi
+    if [ $# -gt 1 ]; then
+      compiler=$(sed -n 's/^CMAKE_CXX_COMPILER:[A-Z]*=//p' "$1/CMakeCache.txt")
+      if [ "$(readlink -f "$(command -v "$compiler")")" != "$(readlink -f "$(command -v "$2")")" ]; then
+        echo "==> $1 was configured for $compiler; starting it anew for $2"
+        rm -rf "$1"
+      fi
     fi
   fi
 }
