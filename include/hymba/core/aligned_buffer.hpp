@@ -21,15 +21,20 @@ inline constexpr std::size_t alignment = 64;
 /// `size` rounded up to a multiple of `alignment`.
 constexpr std::size_t aligned_size(std::size_t size) { return (size + alignment - 1) / alignment * alignment; }
 
+/// Asks for memory that is not cleared first: for blocks whose every byte is written before it is read.
+struct Uninitialised {};
+
 /// Owns zero-initialised bytes aligned to `alignment`. Movable, not copyable.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   /// @throws std::bad_alloc when the system has no such block.
-  explicit AlignedBuffer(std::size_t bytes) : size_(bytes) {
+  explicit AlignedBuffer(std::size_t bytes) : AlignedBuffer(bytes, Uninitialised{}) {
+    if (bytes != 0) std::memset(data_, 0, aligned_size(bytes));
+  }
+  AlignedBuffer(std::size_t bytes, Uninitialised) : size_(bytes) {
     if (bytes == 0) return;
     data_ = static_cast<std::byte*>(::operator new(aligned_size(bytes), std::align_val_t{alignment}));
-    std::memset(data_, 0, aligned_size(bytes));
   }
   AlignedBuffer(AlignedBuffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
   AlignedBuffer& operator=(AlignedBuffer&& o) noexcept {

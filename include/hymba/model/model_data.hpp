@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A model's weights as its kernels read them, bound from a table of named tensors. Immutable once made.
+#pragma once
+
+#include <hymba/core/aligned_buffer.hpp>
+#include <hymba/core/error.hpp>
+#include <hymba/core/macros.hpp>
+#include <hymba/core/tensor_check.hpp>
+#include <hymba/core/tensor_table.hpp>
+#include <hymba/exec/policy.hpp>
+#include <hymba/heads/attention_heads.hpp>
+#include <hymba/heads/context.hpp>
+#include <hymba/heads/fuse.hpp>
+#include <hymba/heads/mamba_heads.hpp>
+#include <hymba/heads/mlp.hpp>
+#include <hymba/heads/rope_table.hpp>
+#include <hymba/state/session_state.hpp>
+#include <hymba/variant/architecture.hpp>
+#include <hymba/variant/tensors.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+HYMBA_NAMESPACE_BEGIN
+
+/// One tensor of a model: its full name, its declaration and where its data lie.
+struct BoundTensor {
+  std::string name;
+  TensorSpec spec;
+  Parameter parameter;
+};
+
+/// The tensors of one layer, by part, and the numbers derived from them.
+struct LayerWeights {
+  std::array<std::vector<Parameter>, part_count> parts;
+  std::array<const float*, part_count> derived{};
+
+  const Parameter* of(Part part) const { return parts[static_cast<std::size_t>(part)].data(); }
+  const float* derived_of(Part part) const { return derived[static_cast<std::size_t>(part)]; }
+};
+
+namespace detail {
+
+/// 64-bit FNV-1a, to tell models apart; not a defence against forgery.
+class Fingerprint {
+ public:
+  void add(const void* data, std::size_t bytes) {
+    const auto* p = static_cast<const unsigned char*>(data);
+    for (std::size_t i = 0; i < bytes; ++i) hash_ = (hash_ ^ p[i]) * 0x100000001b3ull;
+  }
+  void add(std::string_view text) { add(text.data(), text.size()); }
+  void add(std::int64_t n) { add(&n, sizeof(n)); }
+  /// Large blocks are sampled: 64 bytes at 64 places, first and last included.
+  void sample(const std::byte* data, std::size_t bytes) {
+    constexpr std::size_t piece = 64, pieces = 64;
+    if (bytes <= piece * pieces) return add(data, bytes);
+    for (std::size_t i = 0; i < pieces; ++i) add(data + (bytes - piece) / (pieces - 1) * i, piece);
+  }
+  std::uint64_t value() const { return hash_; }
+
+ private:
+  std::uint64_t hash_ = 0xcbf29ce484222325ull;
+};
+
+/// Converts a tensor of any checkpoint type to float. `from` need not be aligned.
+inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t count, float* to) {
+  const std::byte* p = from.bytes.data() + static_cast<std::size_t>(first) * dtype_bytes(from.dtype);
+  if (from.dtype == DType::f32) {
+    std::memcpy(to, p, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, p + 2 * i, sizeof(bits));
+    to[i] = from.dtype == DType::bf16 ? static_cast<float>(bf16::from_bits(bits)) : static_cast<float>(f16::from_bits(bits));
+  }
+}
+
+/// The checkpoint type whose bytes are exactly those of the weight format, if there is one.
+template <Weights W>
+constexpr bool stored_as(DType t) {
+  return (W == Weights::f32 && t == DType::f32) || (W == Weights::bf16 && t == DType::bf16);
+}
+
+}  // namespace detail
+
+/// Weights, plan-derived lists and the state after the meta tokens of one model under one policy.
+template <class V, Policy P>
+class ModelData {
+ public:
+  using E = typename P::cache_element;
+  using format = weight_format<P::weights>;
+
+  /// Binds `table` to the architecture. Tensors already stored in the policy's format are used where they lie (the
+  /// table's owner is kept alive); others are converted once into memory of the model's own.
+  /// @throws TensorError on a missing, unexpected or misshaped tensor; @throws ConfigError when the architecture breaks
+  /// a rule.
+  ModelData(const Architecture<V>& a, TensorTable table, const std::string& source) : arch_(a), owner_(table.owner) {
+    check_rules();
+    declare();
+    std::vector<ExpectedTensor> expected;
+    for (const BoundTensor& t : tensors_) {
+      expected.push_back({t.name, {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank}});
+    }
+    check_tensors(expected, table, source);
+    store(table);
+    bind();
+    plan_staging();
+    if constexpr (requires { a.attention.rope.kind; }) {
+      const auto& rope = a.attention.rope;
+      rope_ = RopeTable(rope.kind, rope.base, a.attention.key_width, rope.max_positions, rope.original_positions);
+    }
+  }
+  ModelData(const ModelData&) = delete;
+  ModelData& operator=(const ModelData&) = delete;
+
+  const Architecture<V>& architecture() const { return arch_; }
+  const std::vector<BoundTensor>& tensors() const { return tensors_; }
+  const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
+  WeightMatrix<P::weights> embedding() const { return matrix(tensors_[0]); }
+  WeightMatrix<P::weights> output() const { return matrix(arch_.tied_embeddings ? tensors_[0] : tensors_[output_]); }
+  /// [M, D], or null without meta tokens.
+  const float* meta_tokens() const { return arch_.meta_tokens() > 0 ? vector(tensors_[1]) : nullptr; }
+  const float* final_norm() const { return vector(tensors_[final_norm_]); }
+  const RopeTable& rope() const { return rope_; }
+  /// Which staging buffer the window layer `i` fills or reads; -1 for global layers and layers without attention.
+  int staging_slot(int i) const { return slots_[static_cast<std::size_t>(i)]; }
+  int staging_slots() const { return slot_count_; }
+  /// The last layer that reads the cache layer `i` produces (i itself when nobody shares it).
+  int last_reader(int i) const { return last_reader_[static_cast<std::size_t>(i)]; }
+  /// Tells this model (architecture, weights, storage formats) from another.
+  std::uint64_t fingerprint() const { return fingerprint_; }
+  /// Bytes of weights held in memory of the model's own (the rest is the loader's, typically a mapped file).
+  std::size_t owned_bytes() const { return owned_.size() + derived_.size(); }
+
+  /// The state after the meta tokens; `compute` makes it the first time it is asked for, from whatever thread.
+  template <class Compute>
+  const SessionState<E>& meta_state(Compute&& compute) const {
+    std::call_once(meta_once_, [&] { meta_state_ = compute(); });
+    return meta_state_;
+  }
+
+ private:
+  static const float* vector(const BoundTensor& t) { return reinterpret_cast<const float*>(t.parameter.data); }
+  static WeightMatrix<P::weights> matrix(const BoundTensor& t) {
+    return {t.parameter.data, t.parameter.rows, t.parameter.cols};
+  }
+
+  void check_rules() const {
+    const Broken b = arch_.first_broken_rule();
+    if (b.rule == Rule::none) return;
+    throw ConfigError(detail::message("the architecture is not valid: ", sentence(b.rule),
+                                      b.layer >= 0 ? detail::message(" (layer ", b.layer, ")") : ""));
+  }
+
+  void declare() {
+    for_each_model_tensor(arch_, [&](const TensorSpec& t) {
+      if (std::string_view(t.name) == "model.final_layernorm.weight") final_norm_ = tensors_.size();
+      if (std::string_view(t.name) == "lm_head.weight") output_ = tensors_.size();
+      tensors_.push_back({t.name, t, {}});
+    });
+    first_layer_tensor_ = tensors_.size();
+    for (int i = 0; i < arch_.layers; ++i) {
+      for_each_layer_tensor(arch_, i, [&](Part, const TensorSpec& t) {
+        tensors_.push_back({detail::message("model.layers.", i, ".", t.name), t, {}});
+      });
+    }
+  }
+
+  /// Bytes of one tensor in the form the model keeps it.
+  static std::size_t stored_bytes(const TensorSpec& t) {
+    return t.role == TensorRole::vector ? static_cast<std::size_t>(t.elements()) * sizeof(float)
+                                        : static_cast<std::size_t>(t.dims[0]) * format::row_bytes(t.dims[1]);
+  }
+  /// True when the table's bytes can be used as they lie: right type, aligned for it.
+  static bool usable_in_place(const TensorSpec& t, const TensorRef& from) {
+    const bool same = t.role == TensorRole::vector ? from.dtype == DType::f32 : detail::stored_as<P::weights>(from.dtype);
+    return same && reinterpret_cast<std::uintptr_t>(from.bytes.data()) % dtype_bytes(from.dtype) == 0;
+  }
+
+  void store(const TensorTable& table) {
+    std::size_t owned = 0;
+    for (const BoundTensor& t : tensors_) {
+      if (!usable_in_place(t.spec, *table.find(t.name))) owned += aligned_size(stored_bytes(t.spec));
+    }
+    owned_ = AlignedBuffer(owned, Uninitialised{});
+    std::byte* next = owned_.data();
+    detail::Fingerprint print;
+    print.add(format::name);
+    print.add(cache_format<P::cache>::name);
+    std::vector<float> row;
+    for (BoundTensor& t : tensors_) {
+      const TensorRef& from = *table.find(t.name);
+      t.parameter.rows = t.spec.rank == 1 ? 1 : t.spec.dims[0];
+      t.parameter.cols = t.spec.elements() / t.parameter.rows;
+      if (usable_in_place(t.spec, from)) {
+        t.parameter.data = from.bytes.data();
+      } else {
+        t.parameter.data = next;
+        if (t.spec.role == TensorRole::vector) {
+          detail::to_float(from, 0, t.spec.elements(), reinterpret_cast<float*>(next));
+        } else {
+          row.resize(static_cast<std::size_t>(t.parameter.cols));
+          for (std::int64_t r = 0; r < t.parameter.rows; ++r) {
+            detail::to_float(from, r * t.parameter.cols, t.parameter.cols, row.data());
+            format::encode_row(row.data(), t.parameter.cols,
+                               next + static_cast<std::size_t>(r) * format::row_bytes(t.parameter.cols));
+          }
+        }
+        next += aligned_size(stored_bytes(t.spec));
+      }
+      print.add(t.name);
+      for (const std::int64_t d : t.spec.dims) print.add(d);
+      print.sample(t.parameter.data, stored_bytes(t.spec));
+    }
+    add_plan(print);
+    fingerprint_ = print.value();
+  }
+
+  /// Shapes do not tell everything: windows, sharing, rotary embedding and norms change what the weights mean.
+  void add_plan(detail::Fingerprint& print) const {
+    const Description d = arch_.describe();
+    for (int i = 0; i < d.layers; ++i) {
+      for (const int n : {static_cast<int>(d.plan[i].kind), d.plan[i].window, d.plan[i].source}) print.add(n);
+    }
+    for (const int n : {d.query_heads, d.kv_heads, static_cast<int>(d.rope), d.max_positions, d.original_positions}) {
+      print.add(n);
+    }
+    for (const double x : {d.rope_base, d.rms_eps}) print.add(&x, sizeof(x));
+    for (const Name& n : {d.attention, d.ssm, d.fusion, d.mlp}) print.add(n.view());
+  }
+
+  void bind() {
+    layers_.resize(static_cast<std::size_t>(arch_.layers));
+    std::size_t next = first_layer_tensor_;
+    for (int i = 0; i < arch_.layers; ++i) {
+      for_each_layer_tensor(arch_, i, [&](Part part, const TensorSpec&) {
+        layers_[static_cast<std::size_t>(i)].parts[static_cast<std::size_t>(part)].push_back(tensors_[next++].parameter);
+      });
+    }
+    typename P::executor caller(1);
+    Arena measure;
+    derive_all(measure, caller);
+    derived_ = AlignedBuffer(measure.used());
+    Arena place(derived_);
+    derive_all(place, caller);
+  }
+
+  void derive_all(Arena& arena, typename P::executor& caller) {
+    for (int i = 0; i < arch_.layers; ++i) {
+      if constexpr (Architecture<V>::has_attention) {
+        if (arch_.plan[i].has_attention()) derive_part(i, Part::attention, arena, caller, arch_.attention);
+      }
+      if constexpr (Architecture<V>::has_ssm) {
+        if (arch_.plan[i].has_ssm()) derive_part(i, Part::ssm, arena, caller, arch_.ssm);
+      }
+      if constexpr (Architecture<V>::has_attention && Architecture<V>::has_ssm) {
+        if (arch_.plan[i].kind == LayerKind::hybrid) {
+          derive_part(i, Part::fusion, arena, caller, arch_.fuse, arch_.attention_width(), arch_.ssm_width());
+        }
+      }
+    }
+  }
+  template <class PartType, class... Sizes>
+  void derive_part(int i, Part part, Arena& arena, typename P::executor& caller, const PartType& shape,
+                   Sizes... sizes) {
+    if constexpr (requires { derived_floats(shape, sizes...); }) {
+      LayerWeights& layer = layers_[static_cast<std::size_t>(i)];
+      float* out = arena.take<float>(static_cast<std::size_t>(derived_floats(shape, sizes...)));
+      if (arena.measuring()) return;
+      layer.derived[static_cast<std::size_t>(part)] = out;
+      const Context<P> context{caller, {}, static_cast<float>(arch_.rms_eps), layer.of(part), nullptr};
+      if constexpr (requires { derive(shape, context, sizes..., out); }) derive(shape, context, sizes..., out);
+    }
+  }
+
+  /// Window layers whose keys and values are alive at the same time get different staging buffers.
+  void plan_staging() {
+    const int n = arch_.layers;
+    slots_.assign(static_cast<std::size_t>(n), -1);
+    last_reader_.resize(static_cast<std::size_t>(n));
+    for (int i = 0; i < n; ++i) last_reader_[static_cast<std::size_t>(i)] = i;
+    for (int i = 0; i < n; ++i) {
+      if (arch_.plan[i].has_attention()) last_reader_[static_cast<std::size_t>(arch_.plan[i].source)] = i;
+    }
+    std::vector<int> busy_until;
+    for (int i = 0; i < n; ++i) {
+      const LayerPlan& row = arch_.plan[i];
+      if (!row.has_attention() || row.window == 0) continue;
+      if (row.source != i) {
+        slots_[static_cast<std::size_t>(i)] = slots_[static_cast<std::size_t>(row.source)];
+        continue;
+      }
+      std::size_t slot = 0;
+      while (slot < busy_until.size() && busy_until[slot] >= i) ++slot;
+      if (slot == busy_until.size()) busy_until.push_back(0);
+      busy_until[slot] = last_reader(i);
+      slots_[static_cast<std::size_t>(i)] = static_cast<int>(slot);
+    }
+    slot_count_ = static_cast<int>(busy_until.size());
+  }
+
+  Architecture<V> arch_;
+  std::shared_ptr<const void> owner_;
+  std::vector<BoundTensor> tensors_;
+  std::size_t final_norm_ = 0, output_ = 0, first_layer_tensor_ = 0;
+  AlignedBuffer owned_, derived_;
+  std::vector<LayerWeights> layers_;
+  std::vector<int> slots_, last_reader_;
+  int slot_count_ = 0;
+  RopeTable rope_;
+  std::uint64_t fingerprint_ = 0;
+  mutable std::once_flag meta_once_;
+  mutable SessionState<E> meta_state_;
+};
+
+HYMBA_NAMESPACE_END
