@@ -4,13 +4,13 @@
 
     check_text.py golden --instruct DIR           writes tests/golden/tokenizer_tiny.json and chat_template.json
     check_text.py check --instruct DIR --binary B [--binary B ...]
-                                                  makes a golden of the published tokeniser in a temporary folder, compares
-                                                  the committed goldens with fresh ones, and runs the C++ test binaries on
-                                                  the published files
+                                                  compares the committed goldens with fresh ones, makes a golden of the
+                                                  published tokeniser in a temporary folder, and runs the C++ test
+                                                  binaries on the published files
 
-DIR holds the published tokenizer.model and tokenizer_config.json (they are not part of this repository; only renderings of
-the messages below are). Needs the Python packages sentencepiece and jinja2; with transformers installed, its own template
-compiler is compared too.
+DIR holds the published tokenizer.model and tokenizer_config.json (they are not part of this repository; only renderings
+of the messages below are). Needs the Python packages sentencepiece and jinja2; with transformers installed, its own
+template compiler is compared too.
 """
 
 import argparse
@@ -47,8 +47,10 @@ TEXTS = [
     "\u2581visible\u2581space \u2581\u2581".encode(),
     "caf\u00e9 cafe\u0301 na\u00efve \u00c5ngstr\u00f6m A\u030angstro\u0308m".encode(),
     "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 \u4e2d\u6587 \ud55c\uad6d\uc5b4".encode(),
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea \u0939\u093f\u0928\u094d\u0926\u0940".encode(),
-    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd".encode(),
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea "
+    "\u0939\u093f\u0928\u094d\u0926\u0940".encode(),
+    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 "
+    "\U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd".encode(),
     "z\u0351\u036b\u0343\u036a\u0302\u036b\u033d\u034f\u0334\u0319".encode(),
     "\ufeff\u00a0\u2003\u3000\u200b\ufffd\U0010ffff".encode(),
     b"\xff",
@@ -64,7 +66,8 @@ TEXTS = [
 
 
 def random_text(rng):
-    alphabet = ["the", " ", "  ", "and ", "God", "\n", "\t", "7", "\u00e9", "e\u0301", "\u6f22", "\U0001f600", "\u2581", ".", "<", "\0"]
+    alphabet = ["the", " ", "  ", "and ", "God", "\n", "\t", "7"]
+    alphabet += ["\u00e9", "e\u0301", "\u6f22", "\U0001f600", "\u2581", ".", "<", "\0"]
     data = "".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 20))).encode()
     if rng.random() < 0.3:
         at = rng.randrange(len(data) + 1)
@@ -85,7 +88,7 @@ def tokenizer_golden(model, count):
             kind = rng.random()
             if kind < 0.5:
                 # Mostly lead and continuation bytes, so that characters come together now and then.
-                ids.append(bytes_from + rng.choice([0x41, 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80, 0xFF, 0xED, 0xA0]))
+                ids.append(bytes_from + rng.choice(b"\x41\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\xff\xed\xa0"))
             elif kind < 0.6:
                 ids.append(rng.choice([0, 1, 2, processor.piece_to_id("\u2581")]))
             else:
@@ -113,8 +116,10 @@ SPACES = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and
 NOT_SPACES = "\u200b\u2060\ufeff\u180e\0\x1b\x7f"
 
 TOOLS = [
-    '[{"type": "function", "function": {"name": "weather", "description": "it\'s <b>&amp;</b> \\"now\\"", "parameters": {"z": 1, "a": 2}}}]',
-    '[{"b":[1,2.0,-0.0,1e5,1e16,1e-5,0.0001,123456789.125,1.7976931348623157e308,5e-324,-0,18446744073709551615,-9223372036854775808],'
+    '[{"type": "function", "function": {"name": "weather", "description": "it\'s <b>&amp;</b> \\"now\\"", '
+    '"parameters": {"z": 1, "a": 2}}}]',
+    '[{"b":[1,2.0,-0.0,1e5,1e16,1e-5,0.0001,123456789.125,'
+    '1.7976931348623157e308,5e-324,-0,18446744073709551615,-9223372036854775808],'
     '"t":true,"f":false,"n":null,"e":{},"l":[]},{"again":1,"x":0,"again":{"k":2}}]',
     '[{"s":"\\u0000\\u0001\\b\\f\\n\\r\\t\\u001f\\u007f\\u0080\\u2028\\/\\\\ \\ud83d\\ude00 caf\\u00e9 \U0001f600"}]',
     '[{"\\u00e9\\n\\"":[[[[[]]]],{"":""}]},{},{"a":[{}]}]',
@@ -130,7 +135,8 @@ def conversations():
     yield m(("user", "Hello")), None, None
     yield m(("system", "Be brief."), ("user", " Hi \n")), None, None
     yield m(("user", "q"), ("system", "late"), ("assistant", "a"), ("system", ""), ("user", "r")), None, None
-    yield m(("system", SPACES + "inner" + SPACES + "space" + SPACES), ("user", SPACES), ("tool", SPACES + NOT_SPACES + SPACES)), None, None
+    padded = SPACES + "inner" + SPACES + "space" + SPACES
+    yield m(("system", padded), ("user", SPACES), ("tool", SPACES + NOT_SPACES + SPACES)), None, None
     yield m(("user", NOT_SPACES + "x" + NOT_SPACES)), None, None
     yield json.dumps([{"content": "c", "name": "n", "role": "user", "tool_calls": [1, {}]}]), None, None
     for tools in TOOLS:
@@ -139,10 +145,13 @@ def conversations():
             yield m(("user", "U")), tools, contexts
     yield m(("system", "S")), None, '["only context"]'
     rng = random.Random(2)
-    pool = [" ", "\n", "\t", "\u00a0", "\u3000", "a", "<extra_id_1>", "{{ x }}", "{% if %}", "</s>", "e\u0301", "\U0001f600", "\u200b", "\x1c", "&<>'\""]
+    pool = [" ", "\n", "\t", "\u00a0", "\u3000", "a", "<extra_id_1>", "{{ x }}", "{% if %}", "</s>"]
+    pool += ["e\u0301", "\U0001f600", "\u200b", "\x1c", "&<>'\""]
     for _ in range(30):
-        turns = [(rng.choice(["system", "user", "assistant", "tool"]), "".join(rng.choice(pool) for _ in range(rng.randrange(8)))) for _ in range(rng.randrange(6))]
-        contexts = json.dumps(["".join(rng.choice(pool) for _ in range(4)) for _ in range(rng.randrange(3))], ensure_ascii=rng.random() < 0.5)
+        roles = [rng.choice(["system", "user", "assistant", "tool"]) for _ in range(rng.randrange(6))]
+        turns = [(role, "".join(rng.choices(pool, k=rng.randrange(8)))) for role in roles]
+        contexts = ["".join(rng.choices(pool, k=4)) for _ in range(rng.randrange(3))]
+        contexts = json.dumps(contexts, ensure_ascii=rng.random() < 0.5)
         yield m(*turns), rng.choice(TOOLS + [None]), rng.choice([contexts, None])
 
 
@@ -167,7 +176,8 @@ def template_golden(config):
             text = template.render(**values)
             if reference is not None and reference.render(**values) != text:
                 raise SystemExit("the environment here renders differently from transformers'")
-            cases.append({"messages": messages, "tools": tools, "contexts": contexts, "add_generation_prompt": prompt, "text": text})
+            case = {"messages": messages, "tools": tools, "contexts": contexts}
+            cases.append(case | {"add_generation_prompt": prompt, "text": text})
     return {"cases": cases}
 
 
