@@ -260,8 +260,12 @@ struct Architecture {
     if constexpr (requires { mlp.kind == mlp_type::Kind::unknown; }) {
       answers.mlp_known = mlp.kind != mlp_type::Kind::unknown;
     }
-    answers.fusion_accepts = fuse.accepts(attention_width(), ssm_width());
-    return hymba::first_broken_rule(describe(), answers);
+    const Description d = describe();
+    // Widths that are out of range are another rule's, and their products may not fit an int.
+    if (detail::broken_sizes(d).rule == Rule::none && d.query_heads >= 0 && d.value_width >= 0) {
+      answers.fusion_accepts = fuse.accepts(attention_width(), ssm_width());
+    }
+    return hymba::first_broken_rule(d, answers);
   }
 
  private:
@@ -308,7 +312,8 @@ struct VariantCheck {
 #define HYMBA_RULE_ASSERT(name, text) static_assert(broken != Rule::name, "hymba: " text);
   HYMBA_RULES(HYMBA_RULE_ASSERT)
 #undef HYMBA_RULE_ASSERT
-  static constexpr bool value = broken == Rule::none;
+  // A broken variant has failed above, with its sentence; `false` would only add errors without one.
+  static constexpr bool value = true;
 };
 }  // namespace detail
 #undef HYMBA_RULES

@@ -30,9 +30,10 @@ struct ShareAdjacentWindows {
     int first = layer, last = layer;
     while (first > 0 && shares(first - 1) && plan[first - 1].window == plan[layer].window) --first;
     while (last + 1 < plan.layers && shares(last + 1) && plan[last + 1].window == plan[layer].window) ++last;
-    const int head = (last - first + 1) % N + N;  // length of the first group
+    constexpr int n = N > 0 ? N : 1;  // the assertion above speaks for N < 1
+    const int head = (last - first + 1) % n + n;  // length of the first group
     const int at = layer - first;
-    return at < head ? first : first + head + (at - head) / N * N;
+    return at < head ? first : first + head + (at - head) / n * n;
   }
 };
 

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// expect: ShareAdjacentWindows<N> shares one cache among N >= 1 layers
+#include <hymba/variant/architecture.hpp>
+
+using namespace hymba;
+
+struct Variant {
+  using attention = AttentionHeads<4, 2, 8>;
+  using ssm = MambaHeads<32, 4, 4, 2>;
+  using mlp = SwiGlu<24>;
+  using spans = Window<8>;
+  using sharing = ShareAdjacentWindows<0>;
+  static constexpr int width = 16, layers = 4, vocabulary = 32;
+};
+static_assert(ValidVariant<Variant>);
