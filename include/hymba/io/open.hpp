@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Model::open and Model::save: where the published file layout meets a model.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/io/architecture_from.hpp>
+#include <hymba/io/checkpoint.hpp>
+#include <hymba/model/model.hpp>
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <utility>
+#include <vector>
+
+HYMBA_NAMESPACE_BEGIN
+
+/// Opens a folder in the published layout. Tensors already in the policy's weight format are used where they lie in the
+/// mapped file.
+/// @throws IoError when a file is missing or cannot be read; FormatError when one is malformed; ConfigError when
+/// config.json names something that is not provided, breaks a rule, or differs from a static variant; TensorError on a
+/// missing, unexpected or misshaped tensor.
+template <class V, Policy P>
+Model<V, P> Model<V, P>::open(const std::filesystem::path& folder) {
+  Checkpoint checkpoint = open_checkpoint(folder);
+  return Model(architecture_from<V>(checkpoint.description), std::move(checkpoint.tensors), folder.string());
+}
+
+/// Writes config.json and model.safetensors: matrices in the policy's weight format, everything else in F32.
+/// @throws IoError when a file cannot be written.
+template <class V, Policy P>
+void Model<V, P>::save(const std::filesystem::path& folder) const {
+  static_assert(P::weights == Weights::f32 || P::weights == Weights::bf16,
+                "hymba: saving is provided for f32 and bf16 weights");
+  std::vector<TensorToWrite> tensors;
+  for (const BoundTensor& t : data_->tensors()) {
+    const bool narrow = t.spec.role == TensorRole::matrix && P::weights == Weights::bf16;
+    const DType type = narrow ? DType::bf16 : DType::f32;
+    tensors.push_back({t.name,
+                       type,
+                       {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank},
+                       {t.parameter.data, static_cast<std::size_t>(t.spec.elements()) * dtype_bytes(type)}});
+  }
+  save_checkpoint(folder, architecture().describe(), tensors);
+}
+
+HYMBA_NAMESPACE_END
