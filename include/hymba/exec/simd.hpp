@@ -389,10 +389,12 @@ HYMBA_ALWAYS_INLINE void store_partial(T* to, const floats<A>& v, std::int64_t c
   for (std::int64_t i = 0; i < count; ++i) to[i] = all[i];
 }
 
-/// Hints that the cache line at `p` is read soon. Any address is allowed.
+/// Hints that the cache line at `p` is read soon, into cache level `Level` (1 or 2). Any address is allowed.
+template <int Level = 1>
 HYMBA_ALWAYS_INLINE void prefetch([[maybe_unused]] const void* p) {
+  static_assert(Level == 1 || Level == 2);
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p, 0, 3);
+  __builtin_prefetch(p, 0, 4 - Level);
 #endif
 }
 

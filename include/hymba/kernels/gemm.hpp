@@ -128,26 +128,35 @@ struct GemmSimd {
   static HYMBA_ALWAYS_INLINE void direct_block(const Element* const (&w)[direct_r], const float* x, std::int64_t stride,
                                                std::int64_t cols, float (&out)[N][direct_r]) {
     simd::floats<A> acc[N][direct_r];
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) acc[n][r] = simd::zero<A>();
     }
     std::int64_t k = 0;
     for (; k + L <= cols; k += L) {
       simd::floats<A> xs[N];
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
+#pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) {
         const simd::floats<A> ws = simd::load<A>(w[r] + k);
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
       }
     }
     if (k < cols) {
       simd::floats<A> xs[N];
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) xs[n] = simd::load_partial<A>(x + n * stride + k, cols - k);
+#pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) {
         const simd::floats<A> ws = simd::load_partial<A>(w[r] + k, cols - k);
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
       }
     }
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) simd::sums<A>(acc[n], out[n]);
   }
 
@@ -157,6 +166,7 @@ struct GemmSimd {
                           std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o, int valid) {
     float out[N][direct_r];
     direct_block<N>(w, x.row(t) + k, x.stride, cols, out);
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       float* to = y.row(t + n) + o;
       for (int r = 0; r < valid; ++r) to[r] += out[n][r];
@@ -178,6 +188,7 @@ struct GemmSimd {
         const std::int64_t cols = std::min(block, w.cols - k);
         const Element* rows[direct_r];
         // Rows past the end repeat the last one; their sums are dropped.
+#pragma GCC unroll 8
         for (int r = 0; r < direct_r; ++r) {
           rows[r] = reinterpret_cast<const Element*>(w.row(o + std::min(r, valid - 1))) + k;
         }
@@ -231,22 +242,49 @@ struct GemmSimd {
   static HYMBA_ALWAYS_INLINE void packed_block(const float* w, const float* x, std::int64_t steps,
                                                float (&out)[packed_n][packed_r]) {
     simd::floats<A> acc[packed_n][packed_r];
+#pragma GCC unroll 8
     for (int n = 0; n < packed_n; ++n) {
+#pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) acc[n][r] = simd::zero<A>();
     }
     for (std::int64_t s = 0; s < steps; ++s) {
       simd::floats<A> xs[packed_n];
+#pragma GCC unroll 8
       for (int n = 0; n < packed_n; ++n) xs[n] = floats_aligned(x + n * L);
+#pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) {
         const simd::floats<A> ws = floats_aligned(w + r * L);
+#pragma GCC unroll 8
         for (int n = 0; n < packed_n; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
       }
       x += packed_n * L;
       w += packed_r * L;
     }
+#pragma GCC unroll 8
     for (int n = 0; n < packed_n; ++n) simd::sums<A>(acc[n], out[n]);
   }
   static HYMBA_ALWAYS_INLINE simd::floats<A> floats_aligned(const float* p) { return simd::floats<A>::load_aligned(p); }
+
+  /// Fetches a panel of weights into cache little by little, while the panel before it is being used.
+  struct Ahead {
+    const std::byte* row;
+    std::size_t stride;
+    std::int64_t rows_left;
+    std::int64_t row_bytes;
+    std::int64_t at = 0;
+
+    HYMBA_ALWAYS_INLINE void lines(std::int64_t count) {
+      for (; count > 0 && rows_left > 0; --count) {
+        simd::prefetch<2>(row + at);
+        at += 64;
+        if (at >= row_bytes + 63) {
+          at = 0;
+          row += stride;
+          --rows_left;
+        }
+      }
+    }
+  };
 
   /// Rows [t0, t1) of x against weight rows [o0, o1).
   template <Weights W>
@@ -257,10 +295,7 @@ struct GemmSimd {
     const std::int64_t block = block_cols(w.cols);
     float* w_panel = scratch;
     float* x_panels = scratch + packed_r * block;
-    for (std::int64_t t = t0; t < t1; ++t) {
-      float* to = y.row(t);
-      for (std::int64_t o = o0; o < o1; ++o) to[o] = start(to[o], bias, o, store);
-    }
+    const std::int64_t panels = (t1 - t0 + packed_n - 1) / packed_n;
     for (std::int64_t k = 0; k < w.cols; k += block) {
       const std::int64_t cols = std::min(block, w.cols - k);
       const std::int64_t steps = (cols + L - 1) / L;
@@ -271,13 +306,28 @@ struct GemmSimd {
       for (std::int64_t o = o0; o < o1; o += packed_r) {
         const std::int64_t valid = std::min<std::int64_t>(packed_r, o1 - o);
         pack<packed_r>(reinterpret_cast<const Element*>(w.row(o)) + k, w.cols, valid, cols, w_panel);
+        // The next panel: the rows below, or the first rows of the next block of columns.
+        const bool below = o + packed_r < o1;
+        const std::int64_t next_o = below ? o + packed_r : o0;
+        const std::int64_t next_k = below ? k : k + block;
+        Ahead ahead{reinterpret_cast<const std::byte*>(reinterpret_cast<const Element*>(w.row(next_o)) + next_k),
+                    weight_format<W>::row_bytes(w.cols),
+                    next_k < w.cols ? std::min<std::int64_t>(packed_r, o1 - next_o) : 0,
+                    std::min(block, w.cols - next_k) * static_cast<std::int64_t>(sizeof(Element))};
+        const std::int64_t share = (packed_r * (ahead.row_bytes / 64 + 2) + panels - 1) / panels;
         for (std::int64_t t = t0; t < t1; t += packed_n) {
+          const std::int64_t rows = std::min<std::int64_t>(packed_n, t1 - t);
+          for (std::int64_t n = 0; n < rows; ++n) simd::prefetch(y.row(t + n) + o);
+          ahead.lines(share);
           float out[packed_n][packed_r];
           packed_block(w_panel, x_panels + (t - t0) * steps * L, steps, out);
-          const std::int64_t rows = std::min<std::int64_t>(packed_n, t1 - t);
           for (std::int64_t n = 0; n < rows; ++n) {
             float* to = y.row(t + n) + o;
-            for (std::int64_t r = 0; r < valid; ++r) to[r] += out[n][r];
+            if (k == 0) {
+              for (std::int64_t r = 0; r < valid; ++r) to[r] = start(to[r], bias, o + r, store) + out[n][r];
+            } else {
+              for (std::int64_t r = 0; r < valid; ++r) to[r] += out[n][r];
+            }
           }
         }
       }
