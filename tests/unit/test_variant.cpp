@@ -34,6 +34,8 @@ struct PublishedGroups : presets::Hymba1_5B {
                          Group<16, 17, 18>, Group<19, 20>, Group<21, 22>, Group<23, 24>, Group<25, 26>, Group<27, 28>,
                          Group<29, 30>>;
 };
+static_assert(same_architecture(architecture<PublishedGroups>.describe(), architecture<presets::Hymba1_5B>.describe()));
+static_assert(!same_architecture(architecture<presets::Hymba125M>.describe(), architecture<presets::Hymba350M>.describe()));
 static_assert(architecture<PublishedGroups>.plan == architecture<presets::Hymba1_5B>.plan);
 static_assert(architecture<presets::Hymba1_5B>.plan[0] == LayerPlan{LayerKind::hybrid, 0, 0});
 static_assert(architecture<presets::Hymba1_5B>.plan[18] == LayerPlan{LayerKind::hybrid, 1024, 16});
@@ -293,17 +295,17 @@ TEST_CASE("a static variant accepts its own description and names what differs i
   CHECK(difference([](Description& o) { o.plan[3].window = 5; }) ==
         "c: the window (0: global) of layer 3 is 5, the variant has 1024");
   CHECK(difference([](Description& o) { o.plan[2].source = 2; }) ==
-        "c: the layer whose cache is read of layer 2 is 2, the variant has 1");
+        "c: the source of the cache of layer 2 is 2, the variant has 1");
   CHECK(difference([](Description& o) { o.plan[2].kind = LayerKind::attention; }) ==
-        "c: layer_type of layer 2 is a, the variant has h");
+        "c: layer_type of layer 2 is \"a\", the variant has \"h\"");
   CHECK(difference([](Description& o) { o.fusion = "sum"; }) ==
         "c: hymba_fusion is \"sum\", the variant has \"mean_of_norms\"");
   CHECK(difference([](Description& o) { o.rms_eps = 1.0000000001e-6; }) ==
         "c: rms_norm_eps is 1.0000000001e-06, the variant has 1e-06");
   CHECK(difference([](Description& o) { o.tied_embeddings = false; }) ==
         "c: tie_word_embeddings is false, the variant has true");
-  CHECK(difference([](Description& o) { o.rope = RopeKind::standard; }) == "c: rope_type is default, the variant has ntk");
-  CHECK(difference([](Description& o) { o.qk_norm = QkNorm::rms; }) == "c: kq_norm is rms, the variant has none");
+  CHECK(difference([](Description& o) { o.rope = RopeKind::standard; }) == "c: rope_type is \"default\", the variant has \"ntk\"");
+  CHECK(difference([](Description& o) { o.qk_norm = QkNorm::rms; }) == "c: kq_norm is \"rms\", the variant has \"none\"");
   for (int Description::*size :
        {&Description::vocabulary, &Description::query_heads, &Description::kv_heads, &Description::key_width,
         &Description::value_width, &Description::max_positions, &Description::original_positions, &Description::inner,

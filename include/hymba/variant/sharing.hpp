@@ -19,21 +19,27 @@ struct NoSharing {
   static constexpr int source(int layer, const Plan&) { return layer; }
 };
 
+namespace detail {
+/// What `ShareAdjacentWindows<n>` says, for an `n` known at run time.
+constexpr int adjacent_window_source(int n, int layer, const Plan& plan) {
+  auto shares = [&](int i) { return plan[i].has_attention() && plan[i].window > 0; };
+  if (!shares(layer)) return layer;
+  int first = layer, last = layer;
+  while (first > 0 && shares(first - 1) && plan[first - 1].window == plan[layer].window) --first;
+  while (last + 1 < plan.layers && shares(last + 1) && plan[last + 1].window == plan[layer].window) ++last;
+  const int head = (last - first + 1) % n + n;  // length of the first group
+  const int at = layer - first;
+  return at < head ? first : first + head + (at - head) / n * n;
+}
+}  // namespace detail
+
 /// Each run of consecutive window layers is cut into groups of `N`; what does not divide evenly joins the run's first
 /// group (so that a run of 15 in pairs is 3 + 2 + ... + 2, as published). The first layer of a group stores.
 template <int N>
 struct ShareAdjacentWindows {
   static_assert(N >= 1, "hymba: ShareAdjacentWindows<N> shares one cache among N >= 1 layers");
   static constexpr int source(int layer, const Plan& plan) {
-    auto shares = [&](int i) { return plan[i].has_attention() && plan[i].window > 0; };
-    if (!shares(layer)) return layer;
-    int first = layer, last = layer;
-    while (first > 0 && shares(first - 1) && plan[first - 1].window == plan[layer].window) --first;
-    while (last + 1 < plan.layers && shares(last + 1) && plan[last + 1].window == plan[layer].window) ++last;
-    constexpr int n = N > 0 ? N : 1;  // the assertion above speaks for N < 1
-    const int head = (last - first + 1) % n + n;  // length of the first group
-    const int at = layer - first;
-    return at < head ? first : first + head + (at - head) / n * n;
+    return detail::adjacent_window_source(N > 0 ? N : 1, layer, plan);
   }
 };
 
