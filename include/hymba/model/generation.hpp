@@ -26,7 +26,7 @@ struct GenerateOptions {
   float frequency_penalty = 0.0f;
   std::int32_t penalty_window = -1;
   std::uint64_t seed = 0;
-  std::vector<Token> stop_tokens;  ///< generation ends before the first of these; the session does not read it
+  std::vector<Token> stop_tokens = {};  ///< generation ends before the first of these; the session does not read it
 
   SamplingOptions sampling() const {
     return {temperature,      top_k,            top_p,          min_p, repetition_penalty, presence_penalty,
@@ -63,7 +63,7 @@ class Generation {
     }
     void operator++(int) { ++*this; }
     friend bool operator==(const iterator& i, std::default_sentinel_t) {
-      return i.generation_->finish_ != Finish::running;
+      return i.generation_->finish() != Finish::running;
     }
 
    private:
