@@ -35,7 +35,7 @@
 //   mamba_proj_bias                false          biases of the input and output projections
 //   rms_norm_eps                   1e-6           above 0, at most 1
 //   tie_word_embeddings            false
-//   bos_, eos_, pad_token_id       1, 2, 0        null or -1: none
+//   bos_, eos_, pad_token_id       1, 2, 0        below vocab_size; null or -1: none
 //   num_experts, num_mamba         1              only 1 is provided
 //   kv_weight_reuse                false          only false is provided
 //   memory_tokens_interspersed_every  0           only 0 is provided
@@ -341,7 +341,7 @@ inline int read_inner(const ConfigKeys& keys, int width) {
 
 inline Token read_token(const ConfigKeys& keys, const char* key, Token absent, int vocabulary) {
   const Json* value = keys.find(key);
-  if (value == nullptr) return absent;
+  if (value == nullptr) return absent < vocabulary ? absent : -1;
   return value->is_null() ? -1 : keys.integer(key, *value, -1, vocabulary - 1, " (a token id), or null");
 }
 }  // namespace detail
@@ -451,7 +451,7 @@ inline std::string config_text(const Description& description, std::string_view 
             {"rms_norm_eps", d.rms_eps}};
   if (!torch_dtype.empty()) j["torch_dtype"] = torch_dtype;
   for (const auto& [key, token] : {std::pair{"bos_token_id", d.bos}, {"eos_token_id", d.eos}, {"pad_token_id", d.pad}}) {
-    j[key] = token < 0 ? Json(nullptr) : Json(token);
+    j[key] = token < 0 || token >= d.vocabulary ? Json(nullptr) : Json(token);
   }
 
   j["layer_type"] = Json::array();
