@@ -24,7 +24,7 @@ inline double seconds_since(Clock::time_point start) {
 
 /// Keeps the compiler from dropping what computed `value`.
 inline void keep(float value) {
-  static volatile float sink;
+  [[maybe_unused]] static volatile float sink;
   sink = value;
 }
 
@@ -34,7 +34,7 @@ using Best = xsimd::default_arch;
 using Floats = hymba::simd::floats<Best>;
 inline constexpr std::int64_t lanes = hymba::simd::lanes<Best>;
 
-/// Sums `count` floats (a multiple of Streams * 64) read as `Streams` streams, each `ahead` bytes behind its prefetches.
+/// Sums `count` floats (a multiple of Streams * 64) read as `Streams` streams, each fetched `ahead` bytes in advance.
 template <int Streams>
 inline float read(const float* from, std::int64_t count, std::int64_t ahead) {
   const std::int64_t each = count / Streams;

@@ -432,8 +432,8 @@ HYMBA_ALWAYS_INLINE float sum(const floats<A>& v) {
 #endif
 }
 
-/// out[i] = sum of the lanes of v[i]. Every vector is folded by halves (lane i plus lane i + L/2, and so on), whatever R
-/// is: a sum does not depend on which vectors it is computed with.
+/// out[i] = sum of the lanes of v[i]. Every vector is folded by halves (lane i plus lane i + L/2, and so on), whatever
+/// R is: a sum does not depend on which vectors it is computed with.
 template <class A, int R>
 HYMBA_ALWAYS_INLINE void sums(const floats<A> (&v)[R], float* out) {
 #if defined(HYMBA_SIMD_X86)

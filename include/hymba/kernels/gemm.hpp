@@ -29,7 +29,7 @@ namespace op {
 ///                     MatrixView<float> y, Store store);
 ///     static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out);
 ///
-/// y overlaps neither x nor w. T may be 0. `scratch_bytes` grows with each argument, so that of the largest sizes serves
+/// y overlaps neither x nor w. T may be 0. `scratch_bytes` grows with each argument: that of the largest sizes serves
 /// all smaller ones.
 ///
 /// Every element is a sum in single precision whose order depends on I and the architecture only: not on T, nor on the
@@ -89,9 +89,9 @@ struct GemmSimd {
   // Few rows: R weight rows straight from memory, N <= N_max rows of x.
   static constexpr int direct_r = 4;
   static constexpr int direct_n_max = wide ? 6 : 3;
-  static constexpr std::int64_t direct_rows = 2 * direct_n_max;
+  static constexpr std::int64_t direct_rows = 4 * direct_n_max;
 
-  // Many rows: packed panels of R weight rows (in the first-level cache) and of N rows of x (in the second-level cache).
+  // Many rows: packed panels of R weight rows (first-level cache) and of N rows of x (second-level cache).
   static constexpr int packed_r = L >= 16 ? 8 : 4;
   static constexpr int packed_n = 3;
   static constexpr std::int64_t packed_rows = (L >= 16 ? 256 : 96) / packed_n * packed_n;
@@ -123,26 +123,33 @@ struct GemmSimd {
 
   // --- Few rows ------------------------------------------------------------------------------------------------------
 
-  /// out[n][r] = sum over `cols` columns of w[r] and row n of x.
+  /// out[n][r] = sum over `cols` columns of w[r] and row n of x. Fetches what lies `ahead` elements on in each w[r].
   template <int N, class Element>
-  static HYMBA_ALWAYS_INLINE void direct_block(const Element* const (&w)[direct_r], const float* x, std::int64_t stride,
-                                               std::int64_t cols, float (&out)[N][direct_r]) {
+  static HYMBA_ALWAYS_INLINE void direct_block(const Element* const (&w)[direct_r], std::int64_t ahead, const float* x,
+                                               std::int64_t stride, std::int64_t cols, float (&out)[N][direct_r]) {
+    constexpr std::int64_t line = std::max<std::int64_t>(L, 64 / static_cast<std::int64_t>(sizeof(Element)));
     simd::floats<A> acc[N][direct_r];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) acc[n][r] = simd::zero<A>();
     }
+    const std::int64_t whole = cols / L * L;
     std::int64_t k = 0;
-    for (; k + L <= cols; k += L) {
-      simd::floats<A> xs[N];
+    while (k < whole) {
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
+      for (int r = 0; r < direct_r; ++r) simd::prefetch(w[r] + k + ahead);
+      const std::int64_t stop = std::min(k + line, whole);
+      for (; k < stop; k += L) {
+        simd::floats<A> xs[N];
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) {
-        const simd::floats<A> ws = simd::load<A>(w[r] + k);
+        for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
+        for (int r = 0; r < direct_r; ++r) {
+          const simd::floats<A> ws = simd::load<A>(w[r] + k);
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
+        }
       }
     }
     if (k < cols) {
@@ -162,10 +169,11 @@ struct GemmSimd {
 
   /// One block of columns for rows [t, t + N) of x and weight rows [o, o + valid).
   template <int N, class Element>
-  static void direct_tile(const Element* const (&w)[direct_r], MatrixView<const float> x, std::int64_t t,
-                          std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o, int valid) {
+  static void direct_tile(const Element* const (&w)[direct_r], std::int64_t ahead, MatrixView<const float> x,
+                          std::int64_t t, std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o,
+                          int valid) {
     float out[N][direct_r];
-    direct_block<N>(w, x.row(t) + k, x.stride, cols, out);
+    direct_block<N>(w, ahead, x.row(t) + k, x.stride, cols, out);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       float* to = y.row(t + n) + o;
@@ -180,6 +188,9 @@ struct GemmSimd {
     const std::int64_t block = block_cols(w.cols);
     for (std::int64_t o = first; o < last; o += direct_r) {
       const int valid = static_cast<int>(std::min<std::int64_t>(direct_r, last - o));
+      // While a group of rows is used the next one is fetched: that is what reaches the memory's bandwidth. The group
+      // is as far ahead as its own size, which is about the first-level cache.
+      const std::int64_t ahead = o + 2 * direct_r <= last ? direct_r * w.cols : 0;
       for (std::int64_t t = 0; t < x.rows; ++t) {
         float* to = y.row(t) + o;
         for (int r = 0; r < valid; ++r) to[r] = start(to[r], bias, o + r, store);
@@ -194,15 +205,15 @@ struct GemmSimd {
         }
         for (std::int64_t t = 0; t < x.rows; t += direct_n_max) {
           switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-            case 1: direct_tile<1>(rows, x, t, k, cols, y, o, valid); break;
-            case 2: direct_tile<2>(rows, x, t, k, cols, y, o, valid); break;
-            case 3: direct_tile<3>(rows, x, t, k, cols, y, o, valid); break;
+            case 1: direct_tile<1>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 2: direct_tile<2>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 3: direct_tile<3>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
             default:
               if constexpr (wide) {
                 switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-                  case 4: direct_tile<4>(rows, x, t, k, cols, y, o, valid); break;
-                  case 5: direct_tile<5>(rows, x, t, k, cols, y, o, valid); break;
-                  default: direct_tile<6>(rows, x, t, k, cols, y, o, valid); break;
+                  case 4: direct_tile<4>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  case 5: direct_tile<5>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  default: direct_tile<6>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
                 }
               }
           }
