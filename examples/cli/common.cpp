@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common.hpp"
+
+#include <hymba/core/error.hpp>
+#include <hymba/core/file_map.hpp>
+#include <hymba/io/architecture_from.hpp>
+#include <hymba/io/atomic_file.hpp>
+#include <hymba/io/checkpoint.hpp>
+#include <hymba/model/generation.hpp>
+#include <hymba/text/text_stream.hpp>
+#include <hymba/variant/costs.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+namespace cli {
+
+using hymba::detail::message;
+
+// ---- options ----------------------------------------------------------------------------------------------------------
+
+void add_common(CLI::App& command, CommonOptions& o, const char* max_context_default) {
+  command.add_option("--model", o.model, "Folder with config.json and the weights")->required()->type_name("DIR");
+  command.add_option("--threads", o.threads, "Threads; 0: all cores")->type_name("N");
+  command.add_option("--weights", o.weights,
+                     "Weights in memory. Default: bf16 when every matrix of the checkpoint is BF16, else f32, so that "
+                     "nothing is lost")
+      ->type_name("f32|bf16");
+  command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
+  command.add_option("--max-context", o.max_context, std::string("Tokens a session can hold. Default: ") + max_context_default)
+      ->type_name("N");
+  command.add_flag("--json", o.json, "Results as JSON");
+  command.add_flag("--quiet", o.quiet, "Nothing on standard error but errors");
+}
+
+void add_idle_seed(CLI::App& command) {
+  command.add_option_function<std::uint64_t>("--seed", [](const std::uint64_t&) {}, "Accepted, without effect")->type_name("N");
+}
+
+bool SamplingArguments::given() const {
+  return std::any_of(all.begin(), all.end(), [](const CLI::Option* o) { return o->count() > 0; });
+}
+
+void add_sampling(CLI::App& command, SamplingArguments& a) {
+  hymba::SamplingOptions& o = a.options;
+  const auto add = [&](const char* name, auto& value, const char* what, const char* type) {
+    CLI::Option* option = command.add_option(name, value, what)->type_name(type)->group("Sampling");
+    a.all.push_back(option);
+    return option;
+  };
+  CLI::Option* temperature = add("--temperature", o.temperature, "0: greedy, the default; 0.7 is usual for text", "X");
+  add("--top-k", o.top_k, "Draw from the k most likely tokens; 0: all", "K");
+  add("--top-p", o.top_p, "Draw from the most likely tokens up to this probability; 1: all", "P");
+  add("--min-p", o.min_p, "Draw from tokens at least this fraction as likely as the best; 0: all", "P");
+  add("--repetition-penalty", o.repetition_penalty, "Divides the logits of tokens already there; 1: none", "X");
+  add("--presence-penalty", o.presence_penalty, "Subtracted once from the logit of a token already there", "X");
+  add("--frequency-penalty", o.frequency_penalty, "Subtracted for each time the token is already there", "X");
+  add("--penalty-window", o.penalty_window, "Penalties see the last N tokens; -1: all", "N");
+  add("--seed", o.seed, "Same seed, same text. Default: 0", "N");
+  a.all.push_back(command.add_flag("--greedy", a.greedy, "Always the most likely token")
+                      ->excludes(temperature)
+                      ->group("Sampling"));
+}
+
+std::string name_of(hymba::Weights w) { return w == hymba::Weights::f32 ? "f32" : "bf16"; }
+std::string name_of(hymba::Cache c) {
+  return c == hymba::Cache::f32 ? "f32" : c == hymba::Cache::f16 ? "f16" : "bf16";
+}
+hymba::Weights weights_named(std::string_view name) {
+  for (const auto w : {hymba::Weights::f32, hymba::Weights::bf16}) {
+    if (name == name_of(w)) return w;
+  }
+  throw UsageError(message("--weights is ", hymba::detail::quoted(name), ", expected f32 or bf16"));
+}
+hymba::Cache cache_named(std::string_view name) {
+  for (const auto c : {hymba::Cache::f32, hymba::Cache::f16, hymba::Cache::bf16}) {
+    if (name == name_of(c)) return c;
+  }
+  throw UsageError(message("--cache is ", hymba::detail::quoted(name), ", expected f32, f16 or bf16"));
+}
+
+// ---- model and tokeniser -----------------------------------------------------------------------------------------------
+
+namespace {
+
+/// Bytes of memory of the machine, 0 when unknown.
+std::size_t machine_memory() {
+#if defined(_WIN32)
+  return 0;
+#else
+  const long pages = ::sysconf(_SC_PHYS_PAGES), size = ::sysconf(_SC_PAGESIZE);
+  return pages > 0 && size > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(size) : 0;
+#endif
+}
+
+void check_fits(std::size_t bytes, const std::string& what) {
+  const std::size_t memory = machine_memory();
+  if (memory != 0 && bytes > memory) {
+    throw UsageError(message(what, " takes ", bytes_text(bytes), ", the machine has ", bytes_text(memory), " of memory"));
+  }
+}
+
+std::size_t cache_element_bytes(hymba::Cache c) { return c == hymba::Cache::f32 ? 4 : 2; }
+
+/// True when every matrix of the architecture is stored in BF16.
+bool matrices_are_bf16(const AnyArchitecture& a, const hymba::TensorTable& table) {
+  bool all = true;
+  const auto look = [&](const std::string& name, const hymba::TensorSpec& t) {
+    const hymba::TensorRef* found = table.find(name);
+    if (t.role == hymba::TensorRole::matrix && found != nullptr) all = all && found->dtype == hymba::DType::bf16;
+  };
+  hymba::for_each_model_tensor(a, [&](const hymba::TensorSpec& t) { look(t.name, t); });
+  for (int i = 0; i < a.layers; ++i) {
+    hymba::for_each_layer_tensor(a, i, [&](hymba::Part, const hymba::TensorSpec& t) {
+      look("model.layers." + std::to_string(i) + '.' + t.name, t);
+    });
+  }
+  return all;
+}
+
+template <hymba::Weights W>
+std::unique_ptr<AnyModel> make_with(hymba::Cache cache, const AnyArchitecture& a, hymba::TensorTable table,
+                                    const std::string& source) {
+  switch (cache) {
+    case hymba::Cache::f16: return make_model<W, hymba::Cache::f16>(a, std::move(table), source);
+    case hymba::Cache::bf16: return make_model<W, hymba::Cache::bf16>(a, std::move(table), source);
+    default: return make_model<W, hymba::Cache::f32>(a, std::move(table), source);
+  }
+}
+
+}  // namespace
+
+OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved) {
+  const Stopwatch watch;
+  // Options first: a wrong one is told before gigabytes are read.
+  std::optional<hymba::Weights> weights = saved ? std::optional(saved->weights) : std::nullopt;
+  hymba::Cache cache = saved ? saved->cache : hymba::Cache::f32;
+  if (!o.weights.empty()) weights = weights_named(o.weights);
+  if (!o.cache.empty()) cache = cache_named(o.cache);
+  if (o.threads < 0 || o.threads > 4096) {
+    throw UsageError(message("--threads is ", o.threads, ", expected 0 (all cores) to 4096"));
+  }
+  if (o.max_context < 0) throw UsageError(message("--max-context is ", o.max_context, ", expected 1 or more"));
+
+  hymba::Checkpoint checkpoint = hymba::open_checkpoint(o.model);
+  OpenModel open{.description = checkpoint.description,
+                 .architecture = hymba::architecture_from<hymba::DynamicHymba>(
+                     checkpoint.description, (std::filesystem::path(o.model) / "config.json").string()),
+                 .formats = {},
+                 .model = nullptr};
+  const bool bf16 = matrices_are_bf16(open.architecture, checkpoint.tensors);
+  open.formats = {weights.value_or(bf16 ? hymba::Weights::bf16 : hymba::Weights::f32), cache};
+  const auto parameters = static_cast<std::size_t>(hymba::parameters(open.architecture));
+  check_fits(parameters * (open.formats.weights == hymba::Weights::f32 ? 4 : 2),
+             "the model in " + name_of(open.formats.weights));
+  open.model = open.formats.weights == hymba::Weights::f32
+                   ? make_with<hymba::Weights::f32>(cache, open.architecture, std::move(checkpoint.tensors), o.model)
+                   : make_with<hymba::Weights::bf16>(cache, open.architecture, std::move(checkpoint.tensors), o.model);
+  open.seconds = watch.seconds();
+  return open;
+}
+
+std::size_t OpenModel::cache_bytes(std::int64_t max_context) const {
+  return hymba::cache_bytes(architecture, cache_element_bytes(formats.cache), max_context);
+}
+
+std::unique_ptr<AnySession> OpenModel::session(SessionSettings settings, std::span<const std::byte> blob) const {
+  if (settings.max_context > 0 && settings.max_context <= (std::int64_t{1} << 30)) {
+    check_fits(cache_bytes(settings.max_context) + static_cast<std::size_t>(settings.max_context) * sizeof(hymba::Token),
+               "a context of " + grouped(settings.max_context) + " tokens");
+  }
+  return blob.empty() ? model->session(settings) : model->restore(blob, settings);
+}
+
+hymba::Tokenizer open_tokenizer(const std::string& folder, const hymba::Description& description) {
+  hymba::Tokenizer tokenizer = hymba::Tokenizer::open(folder);
+  if (tokenizer.vocabulary() > description.vocabulary) {
+    throw hymba::ConfigError(message(folder, ": the tokenizer has ", tokenizer.vocabulary(),
+                                     " tokens, more than the model's vocab_size ", description.vocabulary));
+  }
+  return tokenizer;
+}
+
+std::vector<hymba::Token> end_tokens(const hymba::Description& d, const hymba::Tokenizer* tokenizer) {
+  std::vector<hymba::Token> out;
+  if (d.eos >= 0) out.push_back(d.eos);
+  if (tokenizer != nullptr && tokenizer->eos() >= 0 && tokenizer->eos() != d.eos) out.push_back(tokenizer->eos());
+  return out;
+}
+
+// ---- input ------------------------------------------------------------------------------------------------------------
+
+std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary) {
+  std::vector<hymba::Token> ids;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t comma = std::min(text.find(',', at), text.size());
+    std::string_view word = text.substr(at, comma - at);
+    while (!word.empty() && word.front() == ' ') word.remove_prefix(1);
+    while (!word.empty() && word.back() == ' ') word.remove_suffix(1);
+    hymba::Token id = -1;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
+    if (error != std::errc() || end != word.data() + word.size() || id < 0 || id >= vocabulary) {
+      throw UsageError(message("--ids: id ", ids.size(), " is ", hymba::detail::quoted(word, 40), ", expected 0 to ",
+                               vocabulary - 1));
+    }
+    ids.push_back(id);
+    at = comma + 1;
+  }
+  return ids;
+}
+
+std::string read_file(const std::string& path) {
+  const bool standard = path == "-";
+  std::error_code error;
+  if (!standard && std::filesystem::is_directory(path, error)) throw UsageError("cannot read " + path + ": it is a folder");
+  errno = 0;
+  std::FILE* file = standard ? stdin : std::fopen(path.c_str(), "rb");
+  if (file == nullptr) throw UsageError("cannot open " + path + ": " + std::strerror(errno));
+  constexpr std::size_t most = std::size_t{1} << 30;
+  std::string out;
+  std::vector<char> buffer(std::size_t{1} << 16);
+  for (std::size_t n; out.size() <= most && (n = std::fread(buffer.data(), 1, buffer.size(), file)) > 0;) {
+    out.append(buffer.data(), n);
+  }
+  const bool failed = std::ferror(file) != 0;
+  const int why = errno;
+  if (!standard) std::fclose(file);
+  const std::string name = standard ? "standard input" : path;
+  if (failed) throw UsageError("cannot read " + name + ": " + std::strerror(why != 0 ? why : EIO));
+  if (out.size() > most) throw UsageError(name + " is longer than 2^30 bytes");
+  return out;
+}
+
+// ---- generating -------------------------------------------------------------------------------------------------------
+
+bool read_prompt(AnySession& session, std::span<const hymba::Token> tokens, bool progress) {
+  constexpr std::size_t piece = 512;
+  if (tokens.size() > static_cast<std::size_t>(session.room())) session.prefill(tokens);  // throws, unchanged
+  Progress bar("prompt", static_cast<std::int64_t>(tokens.size()), progress && tokens.size() > piece);
+  for (std::size_t at = 0; at < tokens.size(); at += piece) {
+    if (interrupted()) return false;
+    session.prefill(tokens.subspan(at, std::min(piece, tokens.size() - at)));
+    bar.at(static_cast<std::int64_t>(std::min(at + piece, tokens.size())));
+  }
+  return true;
+}
+
+Answer generate_answer(AnySession& session, const AnswerLimits& limits, const hymba::Tokenizer* tokenizer,
+                       const std::function<void(std::string_view)>& show) {
+  const Stopwatch watch;
+  Answer answer;
+  std::optional<hymba::TextStream> stream;
+  if (tokenizer != nullptr) stream.emplace(*tokenizer, /*continuation=*/true);
+  hymba::StopStrings stop(limits.stop_strings);
+  std::string decoded;  // text of all tokens so far
+  const auto deliver = [&](std::string_view text) {
+    if (text.empty()) return;
+    answer.text += text;
+    show(text);
+  };
+
+  hymba::Generation<AnySession> generation(session, limits.max_new_tokens, limits.stop_tokens);
+  for (auto it = generation.begin(); it != hymba::Generation<AnySession>::end();) {
+    const hymba::Choice choice = generation.choice();
+    answer.tokens.push_back(choice.token);
+    answer.logprobs.push_back(choice.log_probability);
+    answer.held = decoded;
+    answer.unread = choice.token;
+    if (stream) {
+      // A model may have more rows than its tokeniser has tokens.
+      const std::string_view text =
+          choice.token < tokenizer->vocabulary() ? stream->push(choice.token) : hymba::detail::kReplacementCharacter;
+      decoded += text;
+      deliver(stop.push(text));
+    } else {
+      show((answer.tokens.size() > 1 ? " " : "") + std::to_string(choice.token));
+    }
+    if (stop.stopped()) {
+      answer.finish = "stop_string";
+      answer.stop = limits.stop_strings[static_cast<std::size_t>(stop.matched())];
+      break;
+    }
+    if (interrupted()) {
+      answer.finish = "interrupted";
+      break;
+    }
+    ++it;
+    if (generation.finish() != hymba::Finish::context) {
+      answer.held = decoded;
+      answer.unread.reset();
+    }
+  }
+  switch (generation.finish()) {
+    case hymba::Finish::stop_token: answer.finish = "stop_token"; break;
+    case hymba::Finish::length: answer.finish = "length"; break;
+    case hymba::Finish::context: answer.finish = "context"; break;
+    case hymba::Finish::running: break;
+  }
+  if (stream && !stop.stopped()) {
+    deliver(stop.push(stream->finish()));
+    if (!stop.stopped()) deliver(stop.finish());
+  }
+  answer.seconds = watch.seconds();
+  return answer;
+}
+
+std::string json_line(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + '\n';
+}
+
+// ---- saved sessions ---------------------------------------------------------------------------------------------------
+
+// A line that names the format, a line of JSON, then the library's snapshot.
+namespace {
+constexpr std::string_view session_magic = "hymba session 1\n";
+}
+
+void save_session(const std::string& path, const SavedSession& saved) {
+  refuse_special_file(path);
+  const OrderedJson header = {{"kind", saved.kind},           {"weights", name_of(saved.formats.weights)},
+                              {"cache", name_of(saved.formats.cache)}, {"position", saved.position},
+                              {"max_context", saved.max_context},      {"extra", saved.extra}};
+  hymba::AtomicFile file(path);
+  file.write(session_magic);
+  file.write(json_line(header));
+  file.write(saved.blob);
+  file.commit();
+}
+
+SavedSession load_session(const std::string& path, std::string_view kind) {
+  const std::string content = read_file(path);
+  const auto fail = [&](const std::string& what) -> hymba::FormatError { return hymba::FormatError(path + ": " + what); };
+  std::string_view rest = content;
+  if (!rest.starts_with(session_magic)) throw fail("is not a session saved by hymba");
+  rest.remove_prefix(session_magic.size());
+  const std::size_t line = rest.find('\n');
+  if (line == std::string_view::npos) throw fail("is cut short");
+  // Checked by the strict reader (depth, size, one-line errors) before any use.
+  const hymba::Json header = hymba::parse_json(rest.substr(0, line), path, {.bytes = std::size_t{64} << 20, .depth = 16});
+  rest.remove_prefix(line + 1);
+  SavedSession saved;
+  try {
+    saved.kind = header.at("kind").get<std::string>();
+    saved.formats = {weights_named(header.at("weights").get<std::string>()), cache_named(header.at("cache").get<std::string>())};
+    saved.position = header.at("position").get<std::int64_t>();
+    saved.max_context = header.at("max_context").get<std::int64_t>();
+    saved.extra = header.at("extra");
+  } catch (const hymba::Json::exception&) {
+    throw fail("its header lacks a field or has one of another type");
+  }
+  if (saved.kind != kind) throw fail("was saved by hymba " + saved.kind + ", expected one of hymba " + std::string(kind));
+  if (saved.position < 0 || saved.max_context < saved.position || saved.max_context > (std::int64_t{1} << 30)) {
+    throw fail("its header holds a position or max_context out of range");
+  }
+  const auto* bytes = reinterpret_cast<const std::byte*>(rest.data());
+  saved.blob.assign(bytes, bytes + rest.size());
+  return saved;
+}
+
+void refuse_special_file(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw UsageError("cannot write " + path + ": it is there and not a regular file");
+  }
+}
+
+}  // namespace cli
