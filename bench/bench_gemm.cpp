@@ -3,8 +3,8 @@
 // op::Gemm on the shapes of Hymba-1.5B, beside Eigen's own product in float on the same shapes and threads.
 //
 // Counters, for the mean and for the best iteration: bytes/s of weights and its share of the read bandwidth that this
-// process measured (T = 1); FLOP/s and its share of the measured multiply-add peak (T > 1). The limits are measured again
-// between benchmarks, and the best counts. Environment: HYMBA_BENCH_THREADS (default: all).
+// process measured (T = 1); FLOP/s and its share of the measured multiply-add peak (T > 1). The limits are measured
+// again between benchmarks, and the best counts. Environment: HYMBA_BENCH_THREADS (default: all).
 #include "limits.hpp"
 
 #include <hymba/core/aligned_buffer.hpp>

@@ -7,6 +7,7 @@
 
 #include "tolerance.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,25 @@ using namespace hymba;
 namespace {
 
 constexpr float canary = -12345.5f;
+
+#if defined(_OPENMP)
+using TestExecutor = OpenMp;
+#else
+/// Splits the work as if it had threads, and runs it on one.
+class TestExecutor {
+ public:
+  explicit TestExecutor(int threads) : threads_(threads) {}
+  int threads() const { return threads_; }
+  template <class Body>
+  void parallel_for(std::int64_t tasks, Body&& body) const {
+    for (std::int64_t i = 0; i < tasks; ++i) body(i, static_cast<int>(i % threads_));
+  }
+
+ private:
+  int threads_;
+};
+static_assert(Executor<TestExecutor>);
+#endif
 
 /// One random problem; arrays are exactly as large as the views say, so that a sanitizer sees any step outside.
 template <Weights W>
@@ -48,11 +68,12 @@ struct Problem {
   template <class Arch>
   std::vector<float> run(int threads, bool with_bias, Store store) const {
     using Kernel = kernel_for<op::Gemm, Arch>;
-    DefaultExecutor exec(threads);
+    TestExecutor exec(threads);
     const std::size_t per_thread = Kernel::scratch_bytes(rows, in, out);
     REQUIRE(per_thread % 64 == 0);
     AlignedBuffer memory(per_thread * static_cast<std::size_t>(threads));
-    std::memset(memory.data(), 0xff, memory.size());  // NaN: scratch must not be assumed to be zero
+    // NaN: scratch must not be assumed to be zero.
+    if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());
     std::vector<float> y = y0;
     Kernel::run(exec, Scratch{memory.data(), per_thread}, x_view(), w_view(), with_bias ? bias.data() : nullptr,
                 MatrixView<float>(y.data(), rows, out, y_stride), store);
