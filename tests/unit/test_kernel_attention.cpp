@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <hymba/core/aligned_buffer.hpp>
+#include <hymba/kernels/attention.hpp>
+
+#include <doctest/doctest.h>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+using namespace hymba_test;
+using hymba::AttentionSequence;
+using hymba::AttentionShape;
+using hymba::bf16;
+using hymba::f16;
+using hymba::KeyValueSegment;
+using hymba::Scratch;
+namespace op = hymba::op;
+namespace simd = hymba::simd;
+
+namespace {
+
+/// How positions lie in memory.
+enum class Layout { whole, ring, scattered };
+
+/// Keys and values of one sequence, every position in memory of its own where the layout says so.
+template <class E>
+class Cache {
+ public:
+  Cache(const AttentionShape& shape, std::int64_t length, Random& random) : shape_(shape), length_(length) {
+    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.key_width; ++i) keys_.push_back(E(random.normal()));
+    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.value_width; ++i) values_.push_back(E(random.normal()));
+  }
+  /// The sequence of `rows` rows from `first_position`. Keeps the copies that its segments point to.
+  AttentionSequence<E> sequence(Layout layout, std::int64_t first_row, std::int64_t rows, std::int64_t first_position) {
+    AttentionSequence<E> s;
+    s.first_row = first_row;
+    s.rows = rows;
+    s.first_position = first_position;
+    const std::int64_t end = first_position + rows;
+    if (layout == Layout::whole) {
+      add(s, 0, end);
+    } else {
+      // What is neither pinned nor in the window of the first row is gone.
+      const std::int64_t low = shape_.window > 0 ? std::max<std::int64_t>(0, first_position - shape_.window) : 0;
+      const std::int64_t pinned = std::min(shape_.pinned, end), from = std::max(low, pinned);
+      const std::int64_t middle = layout == Layout::ring ? (from + first_position) / 2 : from + (end - from) / 3;
+      const std::int64_t own = std::max(middle, layout == Layout::ring ? first_position : from + (end - from) / 2);
+      if (layout == Layout::ring) {
+        add(s, 0, pinned), add(s, from, std::max(from, middle)), add(s, std::max(from, middle), std::max(from, own));
+        add(s, std::max(from, own), end);
+      } else {
+        add(s, own, end), add(s, middle, own), add(s, from, middle), add(s, 0, pinned);
+      }
+    }
+    return s;
+  }
+
+ private:
+  void add(AttentionSequence<E>& s, std::int64_t first, std::int64_t end) {
+    if (first >= end) return;
+    const std::int64_t count = end - first, dk = shape_.key_width, dv = shape_.value_width;
+    auto& k = copies_.emplace_back(static_cast<std::size_t>(count * dk * shape_.kv_heads));
+    auto& v = copies_.emplace_back(static_cast<std::size_t>(count * dv * shape_.kv_heads));
+    for (int g = 0; g < shape_.kv_heads; ++g) {
+      std::copy_n(keys_.data() + (g * length_ + first) * dk, count * dk, copies_[copies_.size() - 2].data() + g * count * dk);
+      std::copy_n(values_.data() + (g * length_ + first) * dv, count * dv, v.data() + g * count * dv);
+    }
+    (void)k;
+    s.segments[s.segment_count++] = {copies_[copies_.size() - 2].data(), v.data(), count * dk, count * dv, first, count};
+  }
+  AttentionShape shape_;
+  std::int64_t length_;
+  std::vector<E> keys_, values_;
+  std::vector<std::vector<E>> copies_;
+};
+
+template <class Arch, class E>
+void run(int threads, const AttentionShape& shape, const Matrix<float>& q, const std::vector<AttentionSequence<E>>& s,
+         Matrix<float>& out, std::int64_t max_rows = 0) {
+  using Kernel = hymba::kernel_for<op::Attention, Arch>;
+  Threads exec(threads);
+  std::int64_t rows = max_rows;
+  for (const auto& one : s) rows = std::max(rows, one.rows);
+  const std::size_t bytes = Kernel::scratch_bytes(shape, rows);
+  REQUIRE(bytes % hymba::alignment == 0);
+  hymba::AlignedBuffer memory(bytes * static_cast<std::size_t>(threads));
+  if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());  // NaN: nothing may count on zeros
+  Kernel::template run<E>(exec, Scratch{memory.data(), bytes}, shape, q.view(), std::span<const AttentionSequence<E>>(s),
+                          out.view());
+}
+
+/// Bound on the error of one output element; see the comments for where its parts come from.
+template <class E>
+void compare(const AttentionShape& shape, const Matrix<float>& q, const AttentionSequence<E>& s, const Matrix<float>& got,
+             Worst& worst) {
+  const double u = unit_roundoff;
+  const std::int64_t dk = shape.key_width, dv = shape.value_width;
+  Matrix<double> want(got.rows(), got.cols());
+  hymba::reference::attention<double>(shape, q.view(), s, want.view());
+  for (std::int64_t row = 0; row < s.rows; ++row) {
+    for (std::int64_t h = 0; h < shape.query_heads; ++h) {
+      const std::int64_t g = h * shape.kv_heads / shape.query_heads;
+      const float* query = q.view().row(s.first_row + row) + h * dk;
+      // Scores, the sums of their terms' magnitudes, and the values.
+      std::vector<double> score, size;
+      std::vector<const E*> values;
+      for (int i = 0; i < s.segment_count; ++i) {
+        const auto& part = s.segments[i];
+        for (std::int64_t j = 0; j < part.count; ++j) {
+          if (!shape.sees(s.first_position + row, part.first_position + j)) continue;
+          double sum = 0, magnitude = 0;
+          for (std::int64_t d = 0; d < dk; ++d) {
+            const double product = static_cast<double>(query[d]) *
+                                   static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d]));
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          score.push_back(sum * static_cast<double>(shape.scale));
+          size.push_back(magnitude * std::fabs(static_cast<double>(shape.scale)));
+          values.push_back(part.values + g * part.value_head_stride + j * dv);
+        }
+      }
+      REQUIRE(!score.empty());
+      const double largest = *std::max_element(score.begin(), score.end());
+      const double lowest = *std::min_element(score.begin(), score.end());
+      const double blocks = static_cast<double>(score.size()) / 32 + 4;
+      // Relative error of a weight: the score's (dot product, scale, units), the subtraction's, the exponential's, and
+      // those of one exponential per block or merge by which it is rescaled.
+      const double shared = u * 3 * (largest - lowest) + (simd::exp2_error + 1) * u * (blocks + 1);
+      double total = 0;
+      for (const double x : score) total += std::exp(x - largest);
+      for (std::int64_t d = 0; d < dv; ++d) {
+        double magnitude = 0, error = 0, all = 0;
+        for (std::size_t j = 0; j < score.size(); ++j) {
+          const double w = std::exp(score[j] - largest) / total, relative = hymba_test::gamma(static_cast<double>(dk) + 4) * size[j] + shared;
+          const double value = std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
+          magnitude += w * value;
+          error += w * value * relative;
+          all += w * relative;
+        }
+        const double result = std::fabs(want(s.first_row + row, h * dv + d));
+        // Weights above the line, weights below it, and the two sums.
+        const double bound = error + all * result +
+                             hymba_test::gamma(static_cast<double>(score.size()) + 3 * blocks) * (magnitude + result) + 0x1p-110;
+        worst.add(static_cast<double>(got(s.first_row + row, h * dv + d)), want(s.first_row + row, h * dv + d), bound,
+                  s.first_row + row, h * dv + d);
+      }
+    }
+  }
+}
+
+template <class Arch, class E>
+void check(const AttentionShape& shape, std::int64_t first_position, std::int64_t rows, std::uint32_t seed,
+           bool all_layouts = true) {
+  CAPTURE(shape.query_heads);
+  CAPTURE(shape.kv_heads);
+  CAPTURE(shape.key_width);
+  CAPTURE(shape.value_width);
+  CAPTURE(shape.window);
+  CAPTURE(shape.pinned);
+  CAPTURE(first_position);
+  CAPTURE(rows);
+  Random random(seed);
+  Cache<E> cache(shape, first_position + rows, random);
+  const auto q = random.matrix(rows, shape.query_heads * shape.key_width, 3);
+  const auto columns = shape.query_heads * shape.value_width;
+  Matrix<float> first(rows, columns, 2);
+  {
+    const std::vector<AttentionSequence<E>> s = {cache.sequence(Layout::whole, 0, rows, first_position)};
+    run<Arch>(1, shape, q, s, first);
+    CHECK(first.gaps_untouched());
+    Worst worst;
+    compare(shape, q, s[0], first, worst);
+    CHECK_MESSAGE(worst.ok(), worst);
+  }
+  if (!all_layouts) return;
+  for (const Layout layout : {Layout::whole, Layout::ring, Layout::scattered}) {
+    for (int threads = 1; threads <= max_threads; ++threads) {
+      Matrix<float> out(rows, columns, 2);
+      run<Arch>(threads, shape, q, std::vector<AttentionSequence<E>>{cache.sequence(layout, 0, rows, first_position)}, out);
+      CAPTURE(static_cast<int>(layout));
+      CAPTURE(threads);
+      if constexpr (!std::is_same_v<Arch, hymba::arch::scalar>) CHECK(out == first);
+      CHECK(out.gaps_untouched());
+    }
+  }
+  // In pieces of random length, the last one row by row: the same bits.
+  Matrix<float> out(rows, columns, 2);
+  for (std::int64_t done = 0; done < rows;) {
+    const std::int64_t n = std::min(rows - done, done + 4 >= rows ? 1 : random.integer(1, 60));
+    auto s = cache.sequence(Layout::ring, done, n, first_position + done);
+    run<Arch>(max_threads, shape, q, std::vector<AttentionSequence<E>>{s}, out);
+    done += n;
+  }
+  if constexpr (!std::is_same_v<Arch, hymba::arch::scalar>) CHECK(out == first);
+}
+
+constexpr float scale_of(int width) { return width == 64 ? 0.125f : 0.3f; }
+
+AttentionShape shape_of(int heads, int groups, int dk, int dv, std::int64_t window, std::int64_t pinned) {
+  return {heads, groups, dk, dv, window, pinned, scale_of(dk)};
+}
+
+template <class Arch, class E>
+void check_all() {
+  std::uint32_t seed = 1;
+  // Widths of every size, heads in every grouping.
+  for (const int dk : {1, 3, 8, 15, 16, 17, 64}) {
+    for (const int dv : {1, 7, 16, 33, 48, 80, 128}) {
+      check<Arch, E>(shape_of(dk % 2 == 0 ? 6 : 5, dk % 2 == 0 ? 2 : 1, dk, dv, 0, 0), 70, 5, seed++, false);
+    }
+  }
+  for (const int heads : {1, 2, 5, 25, 60}) {
+    for (const int groups : {1, 5}) {
+      if (heads % groups == 0) check<Arch, E>(shape_of(heads, groups, 8, 20, 0, 0), 30, 9, seed++);
+    }
+  }
+  // Windows at their edges.
+  for (const std::int64_t window : {1, 2, 63, 64, 65, 100, 1000}) {
+    for (const std::int64_t pinned : {0, 1, 64, 150}) {
+      for (const std::int64_t first : {0, 1, 64, 190}) {
+        check<Arch, E>(shape_of(4, 2, 6, 10, window, pinned), first, 70, seed++, first == 190);
+      }
+    }
+  }
+  // Lengths around the block and the span.
+  for (const std::int64_t first : {0, 62, 63, 64, 65, 510, 511, 512, 1030}) {
+    for (const std::int64_t rows : {1, 2, 3}) check<Arch, E>(shape_of(4, 2, 6, 10, 0, 0), first, rows, seed++);
+  }
+  check<Arch, E>(shape_of(10, 2, 16, 24, 700, 40), 1300, 1, seed++);
+  check<Arch, E>(shape_of(10, 2, 16, 24, 700, 40), 1100, 130, seed++);
+}
+
+}  // namespace
+
+TEST_CASE("Attention in plain loops against double, cache f32") { check_all<hymba::arch::scalar, float>(); }
+TEST_CASE("Attention in vectors against double, cache f32") { check_all<hymba::arch::best, float>(); }
+TEST_CASE("Attention in vectors against double, cache f16") { check_all<hymba::arch::best, f16>(); }
+TEST_CASE("Attention in vectors against double, cache bf16") { check_all<hymba::arch::best, bf16>(); }
+
+TEST_CASE("Attention with the published model's heads") {
+  check<hymba::arch::best, float>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, 1);
+  check<hymba::arch::best, bf16>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, 2);
+}
+
+TEST_CASE("Attention of a batch is that of its sequences alone, on any number of threads") {
+  for (const std::int64_t window : {0, 90}) {
+    const AttentionShape shape = shape_of(10, 2, 16, 40, window, 20);
+    Random random(9);
+    const std::vector<std::int64_t> rows = {1, 40, 0, 1, 3, 1, 200}, first = {700, 10, 5, 0, 1100, 5000, 300};
+    std::vector<Cache<f16>> caches;
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      caches.emplace_back(shape, first[i] + rows[i], random);
+      total += rows[i];
+    }
+    const auto q = random.matrix(total, 10 * 16, 1);
+    std::vector<AttentionSequence<f16>> all;
+    Matrix<float> alone(total, 10 * 40, 5);
+    std::int64_t at = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      all.push_back(caches[i].sequence(Layout::ring, at, rows[i], first[i]));
+      run<hymba::arch::best>(1, shape, q, std::vector<AttentionSequence<f16>>{all.back()}, alone);
+      at += rows[i];
+    }
+    for (int threads = 1; threads <= max_threads; ++threads) {
+      Matrix<float> out(total, 10 * 40, 2);
+      run<hymba::arch::best>(threads, shape, q, all, out, 1000);
+      CHECK(out == alone);
+      CHECK(out.gaps_untouched());
+    }
+  }
+}
+
+TEST_CASE("Attention with large scores neither overflows nor loses the largest") {
+  const AttentionShape shape{1, 1, 4, 4, 0, 0, 1.0f};
+  Random random(3);
+  Cache<float> cache(shape, 200, random);
+  auto q = random.matrix(1, 4);
+  for (int i = 0; i < 4; ++i) q(0, i) *= 1e4f;
+  Matrix<float> out(1, 4);
+  const std::vector<AttentionSequence<float>> s = {cache.sequence(Layout::whole, 0, 1, 199)};
+  run<hymba::arch::best>(1, shape, q, s, out);
+  Worst worst;
+  compare(shape, q, s[0], out, worst);
+  CHECK_MESSAGE(worst.ok(), worst);
+}
+
+TEST_CASE("Attention of nothing does nothing") {
+  Matrix<float> q(0, 8), out(0, 8);
+  run<hymba::arch::best>(2, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<float>>{}, out);
+  run<hymba::arch::best>(2, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<float>>(2), out);
+}
