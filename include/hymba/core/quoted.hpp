@@ -31,8 +31,8 @@ inline std::string printable(std::string_view text, std::size_t most = 100) {
   return out;
 }
 
-/// The same between quotation marks.
-inline std::string quoted(std::string_view text, std::size_t most = 100) { return '"' + printable(text, most) + '"'; }
+/// The same between quotation marks. (Not named quoted: std::quoted would be found by its argument.)
+inline std::string quote(std::string_view text, std::size_t most = 100) { return '"' + printable(text, most) + '"'; }
 
 }  // namespace detail
 

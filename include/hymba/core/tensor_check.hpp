@@ -74,13 +74,13 @@ inline void check_tensors(std::span<const ExpectedTensor> expected, const Tensor
   for (const ExpectedTensor& e : expected) {
     const TensorRef& found = *table.find(e.name);
     if (found.shape != e.shape) {
-      throw TensorError(detail::message(source, ": tensor ", detail::quoted(e.name), " has shape ",
+      throw TensorError(detail::message(source, ": tensor ", detail::quote(e.name), " has shape ",
                                         shape_text(found.shape), ", expected ", shape_text(e.shape)));
     }
     const std::int64_t count = element_count(found.shape);
     if (count < 0 || static_cast<std::uint64_t>(count) != found.bytes.size() / dtype_bytes(found.dtype) ||
         found.bytes.size() % dtype_bytes(found.dtype) != 0) {
-      throw TensorError(detail::message(source, ": tensor ", detail::quoted(e.name), " has ", found.bytes.size(),
+      throw TensorError(detail::message(source, ": tensor ", detail::quote(e.name), " has ", found.bytes.size(),
                                         " bytes, which is not what ", dtype_name(found.dtype), " ",
                                         shape_text(found.shape), " takes"));
     }

@@ -63,7 +63,7 @@ inline TensorTable read_shards(const std::filesystem::path& folder) {
   std::set<std::string> shards;
   for (const auto& [name, shard] : map.items()) {
     if (!shard.is_string() || !is_plain_file_name(shard.get_ref<const std::string&>())) {
-      fail("tensor ", quoted(name), " is said to be in ", shown(shard), ", expected the name of a file in the folder");
+      fail("tensor ", quote(name), " is said to be in ", shown(shard), ", expected the name of a file in the folder");
     }
     shards.insert(shard.get<std::string>());
   }
@@ -79,17 +79,17 @@ inline TensorTable read_shards(const std::filesystem::path& folder) {
     owners->push_back(file.owner());
     for (const SafetensorsEntry& e : file.entries()) {
       const auto listed = map.find(e.name);
-      if (listed == map.end()) fail("tensor ", quoted(e.name), " of ", shard, " is not in the weight_map");
-      if (table.find(e.name) != nullptr) fail("tensor ", quoted(e.name), " is in two shards, ", shard, " the second");
+      if (listed == map.end()) fail("tensor ", quote(e.name), " of ", shard, " is not in the weight_map");
+      if (table.find(e.name) != nullptr) fail("tensor ", quote(e.name), " is in two shards, ", shard, " the second");
       if (listed->get_ref<const std::string&>() != shard) {
-        fail("tensor ", quoted(e.name), " is said to be in ", listed->get_ref<const std::string&>(), ", but is in ", shard);
+        fail("tensor ", quote(e.name), " is said to be in ", listed->get_ref<const std::string&>(), ", but is in ", shard);
       }
       table.tensors.emplace(e.name, file.tensor(e));
     }
   }
   for (const auto& [name, shard] : map.items()) {
     if (table.find(name) == nullptr) {
-      fail("tensor ", quoted(name), " is said to be in ", shard.get_ref<const std::string&>(), ", but is not");
+      fail("tensor ", quote(name), " is said to be in ", shard.get_ref<const std::string&>(), ", but is not");
     }
   }
   table.owner = std::move(owners);
@@ -134,7 +134,7 @@ inline void save_checkpoint(const std::filesystem::path& folder, const Descripti
   std::set<std::string_view> names;
   for (const TensorToWrite& t : tensors) {
     if (!names.insert(t.name).second) {
-      throw ArgumentError(detail::message("cannot write tensor ", detail::quoted(t.name), ": the name is taken"));
+      throw ArgumentError(detail::message("cannot write tensor ", detail::quote(t.name), ": the name is taken"));
     }
     if (!shards.back().empty() && in_shard + t.bytes.size() > options.shard_bytes) {
       shards.emplace_back();

@@ -426,7 +426,7 @@ inline std::string config_text(const Description& description, std::string_view 
   }
   for (const Name* part : {&d.attention, &d.ssm, &d.fusion, &d.mlp}) {
     if (!detail::ConfigKeys::is_part_name(part->view())) {
-      throw ConfigError(detail::message("cannot write config.json: the name ", detail::quoted(part->view()),
+      throw ConfigError(detail::message("cannot write config.json: the name ", detail::quote(part->view()),
                                         " of a part is not 1 to 47 letters, digits and _ . : - characters"));
     }
   }

@@ -73,10 +73,10 @@ inline std::string number_text(double value) {
 inline std::string value_text(int value) { return std::to_string(value); }
 inline std::string value_text(bool value) { return value ? "true" : "false"; }
 inline std::string value_text(double value) { return number_text(value); }
-inline std::string value_text(const Name& value) { return quoted(value.view()); }
-inline std::string value_text(RopeKind value) { return quoted(rope_name(value)); }
-inline std::string value_text(QkNorm value) { return quoted(qk_norm_name(value)); }
-inline std::string value_text(LayerKind value) { return quoted(layer_kind_name(value)); }
+inline std::string value_text(const Name& value) { return quote(value.view()); }
+inline std::string value_text(RopeKind value) { return quote(rope_name(value)); }
+inline std::string value_text(QkNorm value) { return quote(qk_norm_name(value)); }
+inline std::string value_text(LayerKind value) { return quote(layer_kind_name(value)); }
 
 /// Visits every field that two canonical descriptions must agree in: `visit(key, layer or -1, x, y)`.
 template <class Visit>

@@ -180,7 +180,7 @@ inline std::string type_of(std::string_view part, const Name& name, std::initial
   for (const NamedType& t : types) {
     if (t.name == name.view()) return std::string(t.type);
   }
-  throw ConfigError(message("cannot emit a variant: the ", part, " ", quoted(name.view()), " is none of this library's"));
+  throw ConfigError(message("cannot emit a variant: the ", part, " ", quote(name.view()), " is none of this library's"));
 }
 }  // namespace detail
 
@@ -193,7 +193,7 @@ inline std::string emit_variant(const Description& description, std::string_view
   auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
   if (name.empty() || !letter(name.front()) ||
       !std::all_of(name.begin(), name.end(), [&](char c) { return letter(c) || (c >= '0' && c <= '9'); })) {
-    throw ArgumentError(detail::message("the name of the variant is ", detail::quoted(name), ", expected a C++ identifier"));
+    throw ArgumentError(detail::message("the name of the variant is ", detail::quote(name), ", expected a C++ identifier"));
   }
   const Description d = canonical(description);
   const std::string fuse = detail::type_of("fusion", d.fusion,

@@ -72,7 +72,7 @@ class JsonHandler : public nlohmann::json_sax<Json> {
     }
     if (const auto last = why.find("; last read"); last != std::string_view::npos) why = why.substr(0, last);
     fail(detail::message("not valid JSON: ", detail::printable(why, 160), ", at ",
-                         detail::quoted(token.size() > 40 ? std::string_view(token).substr(token.size() - 40) : token)));
+                         detail::quote(token.size() > 40 ? std::string_view(token).substr(token.size() - 40) : token)));
   }
 
  private:
@@ -128,7 +128,7 @@ class JsonBuilder final : public JsonHandler {
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
   bool key(string_t& name) override {
-    if (open_.back()->contains(name)) fail(message("the key ", quoted(name), " appears twice"));
+    if (open_.back()->contains(name)) fail(message("the key ", quote(name), " appears twice"));
     key_ = std::move(name);
     return true;
   }

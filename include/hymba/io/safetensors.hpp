@@ -93,11 +93,11 @@ class SafetensorsHeaderReader final : public JsonHandler {
     if (v > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) wrong(message("the number ", v));
     if (at_ == At::shape) {
       if (entry_.shape.size() == safetensors_rank_limit) {
-        fail(message("tensor ", quoted(entry_.name), ": more than ", safetensors_rank_limit, " dimensions"));
+        fail(message("tensor ", quote(entry_.name), ": more than ", safetensors_rank_limit, " dimensions"));
       }
       entry_.shape.push_back(static_cast<std::int64_t>(v));
     } else if (at_ == At::offsets) {
-      if (offsets_ == 2) fail(message("tensor ", quoted(entry_.name), ": data_offsets holds more than two numbers"));
+      if (offsets_ == 2) fail(message("tensor ", quote(entry_.name), ": data_offsets holds more than two numbers"));
       (offsets_ == 0 ? entry_.begin : entry_.end) = v;
       ++offsets_;
     } else {
@@ -111,12 +111,12 @@ class SafetensorsHeaderReader final : public JsonHandler {
       at_ = At::metadata;
     } else if (at_ == At::dtype) {
       if (safetensors_dtype_bytes(v) == 0) {
-        fail(message("tensor ", quoted(entry_.name), ": the dtype ", quoted(v, 40), " is not known"));
+        fail(message("tensor ", quote(entry_.name), ": the dtype ", quote(v, 40), " is not known"));
       }
       entry_.dtype = std::move(v);
       at_ = At::tensor;
     } else {
-      wrong("the string " + quoted(v, 40));
+      wrong("the string " + quote(v, 40));
     }
     return true;
   }
@@ -139,7 +139,7 @@ class SafetensorsHeaderReader final : public JsonHandler {
     leave();
     if (at_ == At::tensor) {
       for (std::size_t i = 0; i < fields.size(); ++i) {
-        if (!seen_[i]) fail(message("tensor ", quoted(entry_.name), ": ", fields[i], " is missing"));
+        if (!seen_[i]) fail(message("tensor ", quote(entry_.name), ": ", fields[i], " is missing"));
       }
       entries.push_back(std::move(entry_));
       at_ = At::top;
@@ -162,24 +162,24 @@ class SafetensorsHeaderReader final : public JsonHandler {
   bool end_array() override {
     leave();
     if (at_ == At::offsets && offsets_ != 2) {
-      fail(message("tensor ", quoted(entry_.name), ": data_offsets holds ", offsets_, " numbers, expected two"));
+      fail(message("tensor ", quote(entry_.name), ": data_offsets holds ", offsets_, " numbers, expected two"));
     }
     at_ = At::tensor;
     return true;
   }
   bool key(string_t& name) override {
     if (at_ == At::top) {
-      if (!names_.insert(name).second) fail(message("the tensor name ", quoted(name), " appears twice"));
+      if (!names_.insert(name).second) fail(message("the tensor name ", quote(name), " appears twice"));
       name_ = std::move(name);
       at_ = At::top_value;
     } else if (at_ == At::metadata) {
-      if (metadata.contains(name)) fail(message("the metadata key ", quoted(name), " appears twice"));
+      if (metadata.contains(name)) fail(message("the metadata key ", quote(name), " appears twice"));
       name_ = std::move(name);
       at_ = At::metadata_value;
     } else {
       const auto field = static_cast<std::size_t>(std::find(fields.begin(), fields.end(), name) - fields.begin());
-      if (field == fields.size()) fail(message("tensor ", quoted(entry_.name), ": unknown field ", quoted(name, 40)));
-      if (seen_[field]) fail(message("tensor ", quoted(entry_.name), ": ", name, " appears twice"));
+      if (field == fields.size()) fail(message("tensor ", quote(entry_.name), ": unknown field ", quote(name, 40)));
+      if (seen_[field]) fail(message("tensor ", quote(entry_.name), ": ", name, " appears twice"));
       seen_[field] = true;
       at_ = field == 0 ? At::dtype : field == 1 ? At::shape_value : At::offsets_value;
     }
@@ -195,17 +195,17 @@ class SafetensorsHeaderReader final : public JsonHandler {
   [[noreturn]] void wrong(std::string_view found) const {
     switch (at_) {
       case At::start: fail(message("the header is ", found, ", expected an object"));
-      case At::metadata_value: fail(message("__metadata__: ", quoted(name_), " is ", found, ", expected a string"));
-      case At::dtype: fail(message("tensor ", quoted(entry_.name), ": dtype is ", found, ", expected a string"));
-      case At::shape_value: fail(message("tensor ", quoted(entry_.name), ": shape is ", found, ", expected a list"));
+      case At::metadata_value: fail(message("__metadata__: ", quote(name_), " is ", found, ", expected a string"));
+      case At::dtype: fail(message("tensor ", quote(entry_.name), ": dtype is ", found, ", expected a string"));
+      case At::shape_value: fail(message("tensor ", quote(entry_.name), ": shape is ", found, ", expected a list"));
       case At::shape:
-        fail(message("tensor ", quoted(entry_.name), ": shape holds ", found, ", expected whole numbers from 0 to 2^63-1"));
+        fail(message("tensor ", quote(entry_.name), ": shape holds ", found, ", expected whole numbers from 0 to 2^63-1"));
       case At::offsets_value:
-        fail(message("tensor ", quoted(entry_.name), ": data_offsets is ", found, ", expected a list of two numbers"));
+        fail(message("tensor ", quote(entry_.name), ": data_offsets is ", found, ", expected a list of two numbers"));
       case At::offsets:
-        fail(message("tensor ", quoted(entry_.name), ": data_offsets holds ", found,
+        fail(message("tensor ", quote(entry_.name), ": data_offsets holds ", found,
                      ", expected whole numbers from 0 to 2^63-1"));
-      default: fail(message("tensor ", quoted(name_), " is ", found, ", expected an object"));
+      default: fail(message("tensor ", quote(name_), " is ", found, ", expected an object"));
     }
   }
 
@@ -232,7 +232,7 @@ inline void check_safetensors_layout(const std::vector<SafetensorsEntry>& entrie
   const SafetensorsEntry* before = nullptr;
   for (const SafetensorsEntry& e : entries) {
     auto refuse = [&](const auto&... what) {
-      throw FormatError(message(file, ": tensor ", quoted(e.name), ": ", what...));
+      throw FormatError(message(file, ": tensor ", quote(e.name), ": ", what...));
     };
     if (e.begin > e.end) refuse("data_offsets [", e.begin, ", ", e.end, "] are not in order");
     if (e.end > data_bytes) {
@@ -245,7 +245,7 @@ inline void check_safetensors_layout(const std::vector<SafetensorsEntry>& entrie
              shape_text(e.shape), " takes ", *bytes);
     }
     if (e.begin < reached) {
-      refuse("its data [", e.begin, ", ", e.end, ") overlaps that of ", quoted(before->name), ", which ends at ", reached);
+      refuse("its data [", e.begin, ", ", e.end, ") overlaps that of ", quote(before->name), ", which ends at ", reached);
     }
     if (e.begin > reached) refuse("bytes ", reached, " to ", e.begin, " before its data belong to no tensor");
     reached = e.end;
@@ -322,7 +322,7 @@ class SafetensorsFile {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
       if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes(e)};
     }
-    throw TensorError(detail::message(name_, ": tensor ", detail::quoted(e.name), " is ", e.dtype,
+    throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype,
                                       ", expected F32, F16 or BF16"));
   }
 
@@ -368,10 +368,10 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
   std::set<std::string_view> names{"__metadata__"};
   for (const SafetensorsToWrite& t : tensors) {
     auto refuse = [&](const auto&... what) {
-      throw ArgumentError(detail::message("cannot write tensor ", detail::quoted(t.name), ": ", what...));
+      throw ArgumentError(detail::message("cannot write tensor ", detail::quote(t.name), ": ", what...));
     };
     if (!names.insert(t.name).second) refuse("the name is taken");
-    if (safetensors_dtype_bytes(t.dtype) == 0) refuse("the dtype ", detail::quoted(t.dtype), " is not known");
+    if (safetensors_dtype_bytes(t.dtype) == 0) refuse("the dtype ", detail::quote(t.dtype), " is not known");
     if (t.shape.size() > safetensors_rank_limit) refuse("more than ", safetensors_rank_limit, " dimensions");
     if (detail::entry_bytes({t.name, t.dtype, t.shape, 0, 0}) != t.bytes.size()) {
       refuse(t.bytes.size(), " bytes are not what ", t.dtype, " ", shape_text(t.shape), " takes");
