@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -94,7 +95,7 @@ struct GemmSimd {
   // Many rows: packed panels of R weight rows (first-level cache) and of N rows of x (second-level cache).
   static constexpr int packed_r = L >= 16 ? 8 : 4;
   static constexpr int packed_n = 3;
-  static constexpr std::int64_t packed_rows = (L >= 16 ? 256 : 96) / packed_n * packed_n;
+  static constexpr std::int64_t packed_rows = (L >= 16 ? 256 : 144) / packed_n * packed_n;
 
   static constexpr std::int64_t block_max = 832;
   static constexpr std::int64_t block_unit = 64;
@@ -146,7 +147,8 @@ struct GemmSimd {
         for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
 #pragma GCC unroll 8
         for (int r = 0; r < direct_r; ++r) {
-          const simd::floats<A> ws = simd::load<A>(w[r] + k);
+          simd::floats<A> ws = simd::load<A>(w[r] + k);
+          simd::pin<A>(ws);
 #pragma GCC unroll 8
           for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
         }
@@ -264,7 +266,8 @@ struct GemmSimd {
       for (int n = 0; n < packed_n; ++n) xs[n] = floats_aligned(x + n * L);
 #pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) {
-        const simd::floats<A> ws = floats_aligned(w + r * L);
+        simd::floats<A> ws = floats_aligned(w + r * L);
+        simd::pin<A>(ws);
 #pragma GCC unroll 8
         for (int n = 0; n < packed_n; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
       }
@@ -275,6 +278,22 @@ struct GemmSimd {
     for (int n = 0; n < packed_n; ++n) simd::sums<A>(acc[n], out[n]);
   }
   static HYMBA_ALWAYS_INLINE simd::floats<A> floats_aligned(const float* p) { return simd::floats<A>::load_aligned(p); }
+
+  /// Adds the sums of a whole tile row to y, or to what y starts from. Works on copies: compilers then use vectors.
+  static HYMBA_ALWAYS_INLINE void update(float* y, const float (&sums)[packed_r], const float* bias, bool first,
+                                         Store store) {
+    float base[packed_r] = {};
+    if (!first || store == Store::add) std::memcpy(base, y, sizeof(base));
+    if (first && bias != nullptr) {
+      float shift[packed_r];
+      std::memcpy(shift, bias, sizeof(shift));
+#pragma GCC unroll 8
+      for (int r = 0; r < packed_r; ++r) base[r] += shift[r];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < packed_r; ++r) base[r] += sums[r];
+    std::memcpy(y, base, sizeof(base));
+  }
 
   /// Fetches a panel of weights into cache little by little, while the panel before it is being used.
   struct Ahead {
@@ -334,10 +353,12 @@ struct GemmSimd {
           packed_block(w_panel, x_panels + (t - t0) * steps * L, steps, out);
           for (std::int64_t n = 0; n < rows; ++n) {
             float* to = y.row(t + n) + o;
-            if (k == 0) {
-              for (std::int64_t r = 0; r < valid; ++r) to[r] = start(to[r], bias, o + r, store) + out[n][r];
+            if (valid == packed_r) {
+              update(to, out[n], bias != nullptr ? bias + o : nullptr, k == 0, store);
             } else {
-              for (std::int64_t r = 0; r < valid; ++r) to[r] += out[n][r];
+              for (std::int64_t r = 0; r < valid; ++r) {
+                to[r] = (k == 0 ? start(to[r], bias, o + r, store) : to[r]) + out[n][r];
+              }
             }
           }
         }
