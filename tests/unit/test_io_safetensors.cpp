@@ -47,7 +47,9 @@ std::string file_text(const fs::path& path) {
 void write_text(const fs::path& path, std::string_view text) {
   std::ofstream(path, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size()));
 }
-std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text.data(), text.size())); }
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 std::string length_prefix(std::uint64_t n) {
   std::string out;
@@ -127,8 +129,9 @@ TEST_CASE("a table keeps the file alive and copies nothing") {
   const Folder folder;
   const std::vector<float> f{1, 2, 3};
   const std::vector<bf16> b{bf16(4.0f), bf16(5.0f)};
-  write_safetensors(folder.path / "a", std::vector<TensorToWrite>{{"f", DType::f32, {3, 1}, std::as_bytes(std::span(f))},
-                                                                  {"b", DType::bf16, {2}, std::as_bytes(std::span(b))}});
+  write_safetensors(folder.path / "a",
+                    std::vector<TensorToWrite>{{"f", DType::f32, {3, 1}, std::as_bytes(std::span(f))},
+                                               {"b", DType::bf16, {2}, std::as_bytes(std::span(b))}});
   TensorTable table = read_safetensors(folder.path / "a");
   // Another file under the name leaves the mapping what it was.
   write_safetensors(folder.path / "a", std::vector<TensorToWrite>{});
@@ -236,9 +239,9 @@ TEST_CASE("numbers that lie") {
 
 TEST_CASE("overlaps and gaps between tensors") {
   auto two = [](int a, int b, int c, int d) {
-    return R"({"a":{"dtype":"U8","shape":[)" + std::to_string(b - a) + R"(],"data_offsets":[)" + std::to_string(a) + "," +
-           std::to_string(b) + R"(]},"b":{"dtype":"U8","shape":[)" + std::to_string(d - c) + R"(],"data_offsets":[)" +
-           std::to_string(c) + "," + std::to_string(d) + "]}}";
+    return R"({"a":{"dtype":"U8","shape":[)" + std::to_string(b - a) + R"(],"data_offsets":[)" + std::to_string(a) +
+           "," + std::to_string(b) + R"(]},"b":{"dtype":"U8","shape":[)" + std::to_string(d - c) +
+           R"(],"data_offsets":[)" + std::to_string(c) + "," + std::to_string(d) + "]}}";
   };
   CHECK(refusal_of(with_header(two(0, 4, 4, 8), eight)) == "accepted");
   CHECK(refusal_of(with_header(two(4, 8, 0, 4), eight)) == "accepted");
@@ -255,7 +258,8 @@ TEST_CASE("overlaps and gaps between tensors") {
 TEST_CASE("a file cut short anywhere is refused") {
   const std::string good = file_text(std::string(HYMBA_TEST_DATA) + "/golden/hymba_tiny/golden.safetensors");
   REQUIRE(refusal_of(good) == "accepted");
-  const std::string small = with_header(R"({"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", eight);
+  const std::string small =
+      with_header(R"({"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", eight);
   REQUIRE(refusal_of(small) == "accepted");
   for (std::size_t n = 0; n < small.size(); ++n) CHECK(refusal_of(small.substr(0, n)) != "accepted");
   for (std::size_t n = 0; n < good.size(); n += n < 300 ? 1 : 97) CHECK(refusal_of(good.substr(0, n)) != "accepted");

@@ -14,17 +14,19 @@
 
 using namespace hymba;
 
-// ---- the published model ----------------------------------------------------------------------------------------------
+// ---- the published model
+// ----------------------------------------------------------------------------------------------
 
-static_assert(ValidVariant<presets::Hymba1_5B> && ValidVariant<presets::Hymba350M> && ValidVariant<presets::Hymba125M> &&
-              ValidVariant<presets::Barebones>);
+static_assert(ValidVariant<presets::Hymba1_5B> && ValidVariant<presets::Hymba350M> &&
+              ValidVariant<presets::Hymba125M> && ValidVariant<presets::Barebones>);
 static_assert(is_static_variant<presets::Hymba1_5B> && !is_static_variant<DynamicHymba>);
 static_assert(parameters<presets::Hymba1_5B>() == 1'522'797'824);
 static_assert(cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192) == 78'915'840);
 // 32 layers of [3 convolution taps + 16 states] x 3200 channels in single precision
 static_assert(state_bytes<presets::Hymba1_5B>() == std::size_t{32} * (3 + 16) * 3200 * 4);
 // 5 heads of 64 + 128 per position, layer and 16-bit element, without sharing, windows or meta tokens
-static_assert(transformer_cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192) == std::size_t{32} * 8192 * 5 * 192 * 2);
+static_assert(transformer_cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192) ==
+              std::size_t{32} * 8192 * 5 * 192 * 2);
 // A window layer stops growing at W + 1 positions behind the meta tokens.
 static_assert(cached_positions(1024, 128, 8192) == 128 + 1025 && cached_positions(1024, 128, 10) == 138 &&
               cached_positions(0, 128, 8192) == 128 + 8192);
@@ -35,7 +37,8 @@ struct PublishedGroups : presets::Hymba1_5B {
                          Group<29, 30>>;
 };
 static_assert(same_architecture(architecture<PublishedGroups>.describe(), architecture<presets::Hymba1_5B>.describe()));
-static_assert(!same_architecture(architecture<presets::Hymba125M>.describe(), architecture<presets::Hymba350M>.describe()));
+static_assert(!same_architecture(architecture<presets::Hymba125M>.describe(),
+                                 architecture<presets::Hymba350M>.describe()));
 static_assert(architecture<PublishedGroups>.plan == architecture<presets::Hymba1_5B>.plan);
 static_assert(architecture<presets::Hymba1_5B>.plan[0] == LayerPlan{LayerKind::hybrid, 0, 0});
 static_assert(architecture<presets::Hymba1_5B>.plan[18] == LayerPlan{LayerKind::hybrid, 1024, 16});
@@ -43,7 +46,8 @@ static_assert(architecture<presets::Hymba1_5B>.plan[18] == LayerPlan{LayerKind::
 static_assert(architecture<presets::Hymba1_5B>.input_rows(1) == 25 * 64 + 5 * 64 + 5 * 128 + 2 * 3200);
 static_assert(architecture<presets::Hymba1_5B>.input_rows(2) == 25 * 64 + 2 * 3200);
 
-// ---- other stacks -----------------------------------------------------------------------------------------------------
+// ---- other stacks
+// -----------------------------------------------------------------------------------------------------
 
 struct Transformer {  // a plain Llama
   using attention = AttentionHeads<8, 2, 16>;
@@ -56,7 +60,8 @@ static_assert(architecture<Transformer>.mixed_width(0) == 128 && architecture<Tr
 static_assert(parameters<Transformer>() ==
               2 * 50 * 64 + 64 + 3 * (64 + (128 + 32 + 32) * 64 + 64 * 128 + 64 + 3 * 96 * 64));
 static_assert(state_bytes<Transformer>() == 0);
-static_assert(cache_bytes(architecture<Transformer>, 4, 100) == transformer_cache_bytes(architecture<Transformer>, 4, 100));
+static_assert(cache_bytes(architecture<Transformer>, 4, 100) ==
+              transformer_cache_bytes(architecture<Transformer>, 4, 100));
 
 struct PureMamba {
   using ssm = MambaHeads<32, 8, 4, 2, MambaOptions{.inner_norms = false, .conv_bias = false}>;
@@ -89,7 +94,8 @@ struct Concatenated {
 };
 static_assert(ValidVariant<Concatenated> && architecture<Concatenated>.mixed_width(0) == 20 + 32);
 
-// ---- a user's own parts -----------------------------------------------------------------------------------------------
+// ---- a user's own parts
+// -----------------------------------------------------------------------------------------------
 
 struct WidenWithDepth {  // own spans
   static constexpr int window(int layer) { return layer == 3 ? 0 : 4 << (layer / 2); }
@@ -127,10 +133,10 @@ constexpr auto rows_of(const Plan& plan) {
   return out;
 }
 static_assert(rows_of(architecture<OwnParts>.plan) == std::array<LayerPlan, 5>{{{LayerKind::attention, 4, 0},
-                                                                               {LayerKind::hybrid, 4, 0},
-                                                                               {LayerKind::hybrid, 8, 2},
-                                                                               {LayerKind::hybrid, 0, 3},
-                                                                               {LayerKind::hybrid, 16, 4}}});
+                                                                                {LayerKind::hybrid, 4, 0},
+                                                                                {LayerKind::hybrid, 8, 2},
+                                                                                {LayerKind::hybrid, 0, 3},
+                                                                                {LayerKind::hybrid, 16, 4}}});
 static_assert(architecture<OwnParts>.describe().fusion == Name("weighted"));
 
 TEST_CASE("ShareAdjacentWindows cuts runs as published") {
@@ -151,7 +157,8 @@ TEST_CASE("names are cut, compared by value and hold no rest") {
   CHECK(Name(std::string_view(std::string(100, 'x'))).view().size() == 47);
 }
 
-// ---- rules at run time ------------------------------------------------------------------------------------------------
+// ---- rules at run time
+// ------------------------------------------------------------------------------------------------
 
 namespace {
 /// A valid hybrid of four layers, as config.json would describe it.
@@ -191,10 +198,10 @@ TEST_CASE("every rule is reached by a description that breaks it") {
   expect(Rule::sizes_positive, [](Description& d) { d.layers = 0; });
   expect(Rule::sizes_positive, [](Description& d) { d.vocabulary = -5; });
   expect(Rule::layers_in_plan, [](Description& d) { d.layers = 257; });
-  for (int Description::*size : {&Description::width, &Description::query_heads, &Description::kv_heads,
-                                 &Description::key_width, &Description::value_width, &Description::inner,
-                                 &Description::d_state, &Description::conv_taps, &Description::dt_rank,
-                                 &Description::mlp_width, &Description::meta_tokens}) {
+  for (int Description::*size :
+       {&Description::width, &Description::query_heads, &Description::kv_heads, &Description::key_width,
+        &Description::value_width, &Description::inner, &Description::d_state, &Description::conv_taps,
+        &Description::dt_rank, &Description::mlp_width, &Description::meta_tokens}) {
     expect(Rule::sizes_sane, [&](Description& d) { d.*size = (1 << 20) + 1; });
     expect(Rule::sizes_sane, [&](Description& d) { d.*size = 2147483647; });
   }
@@ -257,9 +264,10 @@ TEST_CASE("rules that only a variant's own parts can break") {
 TEST_CASE("an error names layer and value") {
   Description d = valid();
   d.plan[3].source = 7;
-  CHECK_THROWS_WITH_AS(architecture_from<DynamicHymba>(d),
-                       "config.json: a sharing rule must name an existing layer as the source of a cache (layer 3, value 7)",
-                       ConfigError);
+  CHECK_THROWS_WITH_AS(
+      architecture_from<DynamicHymba>(d),
+      "config.json: a sharing rule must name an existing layer as the source of a cache (layer 3, value 7)",
+      ConfigError);
 }
 
 TEST_CASE("a model of absurd size is refused without overflow") {
@@ -304,8 +312,10 @@ TEST_CASE("a static variant accepts its own description and names what differs i
         "c: rms_norm_eps is 1.0000000001e-06, the variant has 1e-06");
   CHECK(difference([](Description& o) { o.tied_embeddings = false; }) ==
         "c: tie_word_embeddings is false, the variant has true");
-  CHECK(difference([](Description& o) { o.rope = RopeKind::standard; }) == "c: rope_type is \"default\", the variant has \"ntk\"");
-  CHECK(difference([](Description& o) { o.qk_norm = QkNorm::rms; }) == "c: kq_norm is \"rms\", the variant has \"none\"");
+  CHECK(difference([](Description& o) { o.rope = RopeKind::standard; }) ==
+        "c: rope_type is \"default\", the variant has \"ntk\"");
+  CHECK(difference([](Description& o) { o.qk_norm = QkNorm::rms; }) ==
+        "c: kq_norm is \"rms\", the variant has \"none\"");
   for (int Description::*size :
        {&Description::vocabulary, &Description::query_heads, &Description::kv_heads, &Description::key_width,
         &Description::value_width, &Description::max_positions, &Description::original_positions, &Description::inner,

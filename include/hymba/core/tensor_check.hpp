@@ -48,7 +48,8 @@ namespace detail {
 /// "3 tensors <what>: a, b, c", at most five names.
 inline std::string listed(std::string_view source, std::string_view what, const std::vector<std::string_view>& names) {
   constexpr std::size_t most = 5;
-  std::string out = message(source, ": ", names.size(), names.size() == 1 ? " tensor is " : " tensors are ", what, ": ");
+  std::string out =
+      message(source, ": ", names.size(), names.size() == 1 ? " tensor is " : " tensors are ", what, ": ");
   for (std::size_t i = 0; i < names.size() && i < most; ++i) out += (i == 0 ? "" : ", ") + printable(names[i]);
   if (names.size() > most) out += ", ...";
   return out;

@@ -35,8 +35,8 @@ inline std::string broken_text(const Broken& broken) {
 /// The architecture of variant `V` for a model described by `d`: what `V` leaves open is taken from `d`, the rules are
 /// checked, and what `V` fixes must be what `d` says.
 /// @param source named in errors.
-/// @throws ConfigError with the sentence of the first broken rule; or the first key in which the variant differs; or that
-/// the model exceeds 2^42 parameters.
+/// @throws ConfigError with the sentence of the first broken rule; or the first key in which the variant differs; or
+/// that the model exceeds 2^42 parameters.
 template <class V>
 Architecture<V> architecture_from(const Description& d, std::string_view source = "config.json") {
   const Architecture<V> a(d);

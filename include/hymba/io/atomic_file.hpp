@@ -27,8 +27,8 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// Writes beside the target and takes its name at `commit()`: a reader sees the old file or the whole new one. A mapping
-/// of the old file stays what it was. Without a commit the part written is removed.
+/// Writes beside the target and takes its name at `commit()`: a reader sees the old file or the whole new one. A
+/// mapping of the old file stays what it was. Without a commit the part written is removed.
 class AtomicFile {
  public:
   /// @throws IoError when no file can be made in the target's folder.

@@ -42,9 +42,11 @@ inline constexpr const char* index_file = "model.safetensors.index.json";
 
 /// A file name and nothing else: no folder, no drive, no "..".
 inline bool is_plain_file_name(std::string_view name) {
-  return !name.empty() && name.size() <= 200 && name.front() != '.' && std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-  });
+  return !name.empty() && name.size() <= 200 && name.front() != '.' &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+                  c == '-';
+         });
 }
 
 /// The tensors of all shards that an index names.
@@ -82,7 +84,8 @@ inline TensorTable read_shards(const std::filesystem::path& folder) {
       if (listed == map.end()) fail("tensor ", quote(e.name), " of ", shard, " is not in the weight_map");
       if (table.find(e.name) != nullptr) fail("tensor ", quote(e.name), " is in two shards, ", shard, " the second");
       if (listed->get_ref<const std::string&>() != shard) {
-        fail("tensor ", quote(e.name), " is said to be in ", listed->get_ref<const std::string&>(), ", but is in ", shard);
+        fail("tensor ", quote(e.name), " is said to be in ", listed->get_ref<const std::string&>(), ", but is in ",
+             shard);
       }
       table.tensors.emplace(e.name, file.tensor(e));
     }
@@ -103,12 +106,14 @@ inline TensorTable read_shards(const std::filesystem::path& folder) {
 /// match its shards; TensorError for a tensor that is not F32, F16 or BF16.
 inline TensorTable open_tensors(const std::filesystem::path& folder) {
   std::error_code error;
-  if (std::filesystem::exists(folder / detail::weights_file, error)) return read_safetensors(folder / detail::weights_file);
+  if (std::filesystem::exists(folder / detail::weights_file, error))
+    return read_safetensors(folder / detail::weights_file);
   if (std::filesystem::exists(folder / detail::index_file, error)) return detail::read_shards(folder);
   throw IoError(detail::message(folder.string(), " holds neither ", detail::weights_file, " nor ", detail::index_file));
 }
 
-/// A folder in the published layout, every file checked; whether the tensors fit the description is for `check_tensors`.
+/// A folder in the published layout, every file checked; whether the tensors fit the description is for
+/// `check_tensors`.
 /// @throws what `read_config` and `open_tensors` throw.
 inline Checkpoint open_checkpoint(const std::filesystem::path& folder) {
   Description description = read_config(folder);
@@ -117,14 +122,15 @@ inline Checkpoint open_checkpoint(const std::filesystem::path& folder) {
 
 /// How `save_checkpoint` writes.
 struct SaveOptions {
-  std::uint64_t shard_bytes = 5'000'000'000;  ///< most bytes of tensors in one file; a larger tensor has a file to itself
+  std::uint64_t shard_bytes =
+      5'000'000'000;  ///< most bytes of tensors in one file; a larger tensor has a file to itself
 };
 
-/// Writes config.json and the tensors, in one file or in shards with an index. Each file appears whole or not at all; what
-/// would contradict the new files (the index beside a single file, the single file beside an index) is removed.
+/// Writes config.json and the tensors, in one file or in shards with an index. Each file appears whole or not at all;
+/// what would contradict the new files (the index beside a single file, the single file beside an index) is removed.
 /// The folder is made when it is not there.
-/// @throws IoError when a file cannot be written; ConfigError when the description breaks a rule or cannot be expressed;
-/// ArgumentError when a tensor's bytes do not fit its shape, or names are not unique.
+/// @throws IoError when a file cannot be written; ConfigError when the description breaks a rule or cannot be
+/// expressed; ArgumentError when a tensor's bytes do not fit its shape, or names are not unique.
 inline void save_checkpoint(const std::filesystem::path& folder, const Description& description,
                             std::span<const TensorToWrite> tensors, const SaveOptions& options = {}) {
   std::array<std::uint64_t, 3> of_dtype{};

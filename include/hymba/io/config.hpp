@@ -43,8 +43,8 @@
 //
 // (1) where any layer holds attention heads.
 //
-// These defaults are the published configuration class's, except num_experts (16 there, which nothing published uses) and
-// the sizes, which are required here. Unknown keys are ignored. Keys of this library, absent from published files:
+// These defaults are the published configuration class's, except num_experts (16 there, which nothing published uses)
+// and the sizes, which are required here. Unknown keys are ignored. Keys of this library, absent from published files:
 //
 //   hymba_fusion                   "mean_of_norms"  or "sum", "concat", "learned_gate", a user's own name
 //   hymba_windows                  null           a window per layer (0: global), in place of sliding_window and
@@ -70,6 +70,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -110,16 +111,11 @@ class ConfigKeys {
 
   /// @param or_also a further value that is allowed outside of the range, as text.
   int integer(const char* key, const Json& value, int least, int most, std::string_view or_also = {}) const {
-    const std::string expected = message("an integer from ", least, " to ", most, or_also);
-    if (!value.is_number_integer()) refuse(key, value, expected);
-    if (value.is_number_unsigned() ? value.get<std::uint64_t>() > static_cast<std::uint64_t>(most) || least > most
-                                   : value.get<std::int64_t>() > most) {
-      refuse(key, value, expected);
+    const std::optional<std::int64_t> number = whole(value);
+    if (!number || *number < least || *number > most) {
+      refuse(key, value, message("an integer from ", least, " to ", most, or_also));
     }
-    if (!value.is_number_unsigned() && value.get<std::int64_t>() < least) refuse(key, value, expected);
-    const int number = value.get<int>();
-    if (number < least) refuse(key, value, expected);
-    return number;
+    return static_cast<int>(*number);
   }
   int required(const char* key, int least, int most) const {
     const Json* value = find(key);
@@ -133,7 +129,7 @@ class ConfigKeys {
   /// -1, or a size.
   int size_or_auto(const char* key) const {
     const Json* value = find(key);
-    if (value == nullptr || *value == Json(-1)) return -1;
+    if (value == nullptr || whole(*value) == -1) return -1;
     return integer(key, *value, 1, widest, ", or -1");
   }
   double number(const char* key, double absent, double most) const {
@@ -181,7 +177,11 @@ class ConfigKeys {
     std::vector<int> out;
     for (const Json& value : list) {
       if (!value.is_number_integer()) refuse(key, list, "a list of layer indices");
-      const int layer = index(key, value, layers);
+      const std::optional<std::int64_t> index = whole(value);
+      if (!index || *index < 0 || *index >= layers) {
+        fail(key, " names layer ", shown(value), ", expected 0 to ", layers - 1);
+      }
+      const int layer = static_cast<int>(*index);
       if (std::find(out.begin(), out.end(), layer) != out.end()) fail(key, " names layer ", layer, " twice");
       out.push_back(layer);
     }
@@ -189,10 +189,11 @@ class ConfigKeys {
   }
 
  private:
-  int index(const char* key, const Json& value, int layers) const {
-    const bool in_range = value.is_number_unsigned() && value.get<std::uint64_t>() < static_cast<std::uint64_t>(layers);
-    if (!in_range) fail(key, " names layer ", shown(value), ", expected 0 to ", layers - 1);
-    return value.get<int>();
+  /// Nothing when the value is no integer, or one beyond every range. (The JSON library's own == takes 2^64-1 for -1.)
+  static std::optional<std::int64_t> whole(const Json& value) {
+    if (!value.is_number_integer()) return std::nullopt;
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{1} << 62) return std::nullopt;
+    return value.get<std::int64_t>();
   }
 
   std::string file_;
@@ -233,7 +234,8 @@ inline void read_layers(const ConfigKeys& keys, Description& d) {
     }
   }
   int window = 0;
-  if (const Json* value = keys.find_set("sliding_window")) window = keys.integer("sliding_window", *value, 1, most_positions);
+  if (const Json* value = keys.find_set("sliding_window"))
+    window = keys.integer("sliding_window", *value, 1, most_positions);
   for (int i = 0; i < d.layers; ++i) d.plan[i].window = window;
   if (const Json* list = keys.find_set("global_attn_idx")) {
     for (const int i : keys.layer_list("global_attn_idx", *list, d.layers)) d.plan[i].window = 0;
@@ -299,7 +301,8 @@ inline void read_attention(const ConfigKeys& keys, int inner, bool present, Desc
 
   if (const Json* norm = keys.find_set("kq_norm")) {
     constexpr QkNorm norms[] = {QkNorm::none, QkNorm::rms, QkNorm::per_head_rms};
-    d.qk_norm = norms[keys.choice("kq_norm", *norm, {"none", "rms", "perhead-rms"}, "\"none\", \"rms\" or \"perhead-rms\"")];
+    d.qk_norm =
+        norms[keys.choice("kq_norm", *norm, {"none", "rms", "perhead-rms"}, "\"none\", \"rms\" or \"perhead-rms\"")];
   }
   RopeKind kind = RopeKind::standard;
   if (const Json* type = keys.find_set("rope_type")) {
@@ -321,8 +324,9 @@ inline void read_ssm(const ConfigKeys& keys, Description& d) {
   d.d_state = keys.integer("mamba_d_state", 16, 1, widest);
   d.conv_taps = keys.integer("mamba_d_conv", 4, 1, widest);
   const Json* rank = keys.find("mamba_dt_rank");
-  d.dt_rank = rank == nullptr || *rank == Json("auto") ? (d.width + 15) / 16
-                                                       : keys.integer("mamba_dt_rank", *rank, 1, widest, " or \"auto\"");
+  d.dt_rank = rank == nullptr || *rank == Json("auto")
+                  ? (d.width + 15) / 16
+                  : keys.integer("mamba_dt_rank", *rank, 1, widest, " or \"auto\"");
   d.conv_bias = keys.flag("mamba_conv_bias", true);
   d.inner_norms = keys.flag("mamba_inner_layernorms", true);
 }
@@ -333,8 +337,8 @@ inline int read_inner(const ConfigKeys& keys, int width) {
   const double whole = std::round(inner);
   if (whole < 1 || whole > widest || std::abs(inner - whole) > 1e-6 * whole) {
     const Json* expand = keys.find("mamba_expand");
-    keys.fail("mamba_expand is ", expand == nullptr ? "2" : shown(*expand), ", expected a number whose product with hidden_size ",
-              width, " is a whole number from 1 to ", widest);
+    keys.fail("mamba_expand is ", expand == nullptr ? "2" : shown(*expand),
+              ", expected a number whose product with hidden_size ", width, " is a whole number from 1 to ", widest);
   }
   return static_cast<int>(whole);
 }
@@ -373,9 +377,9 @@ inline Description parse_config(std::string_view json, std::string_view file_nam
   d.ssm = keys.name("hymba_ssm", "mamba");
   detail::read_ssm(keys, d);
   d.fusion = keys.name("hymba_fusion", "mean_of_norms");
-  for (const auto& [part, key, used] : {std::tuple{d.attention, "hymba_attention", attention},
-                                       std::tuple{d.ssm, "hymba_ssm", ssm},
-                                       std::tuple{d.fusion, "hymba_fusion", attention && ssm}}) {
+  for (const auto& [part, key, used] :
+       {std::tuple{d.attention, "hymba_attention", attention}, std::tuple{d.ssm, "hymba_ssm", ssm},
+        std::tuple{d.fusion, "hymba_fusion", attention && ssm}}) {
     if (used && part == Name("none")) keys.fail(key, " is \"none\", but layer_type asks for it");
   }
 
@@ -407,7 +411,8 @@ inline Description read_config(const std::filesystem::path& folder) {
 }
 
 /// A config.json that `parse_config` reads back as `canonical(d)`.
-/// @param torch_dtype the scalar type of the weights as the published files name it ("bfloat16"), or empty to leave it out.
+/// @param torch_dtype the scalar type of the weights as the published files name it ("bfloat16"), or empty to leave it
+/// out.
 /// @throws ConfigError when `d` breaks a rule, or holds what the layout cannot express.
 inline std::string config_text(const Description& description, std::string_view torch_dtype = {}) {
   if (const Broken broken = first_broken_rule(description, {}); broken.rule != Rule::none) {
@@ -450,7 +455,8 @@ inline std::string config_text(const Description& description, std::string_view 
             {"tie_word_embeddings", d.tied_embeddings},
             {"rms_norm_eps", d.rms_eps}};
   if (!torch_dtype.empty()) j["torch_dtype"] = torch_dtype;
-  for (const auto& [key, token] : {std::pair{"bos_token_id", d.bos}, {"eos_token_id", d.eos}, {"pad_token_id", d.pad}}) {
+  for (const auto& [key, token] :
+       {std::pair{"bos_token_id", d.bos}, {"eos_token_id", d.eos}, {"pad_token_id", d.pad}}) {
     j[key] = token < 0 || token >= d.vocabulary ? Json(nullptr) : Json(token);
   }
 

@@ -15,8 +15,8 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// `d` without what has no effect: numbers of heads that no layer holds, positions that the rotary embedding does not look
-/// at, the fusion of a stack without hybrid layers. Two descriptions of one model have one canonical form.
+/// `d` without what has no effect: numbers of heads that no layer holds, positions that the rotary embedding does not
+/// look at, the fusion of a stack without hybrid layers. Two descriptions of one model have one canonical form.
 constexpr Description canonical(Description d) {
   bool attention = false, ssm = false, hybrid = false;
   d.plan.layers = d.layers;
@@ -125,16 +125,17 @@ constexpr bool same_architecture(const Description& a, const Description& b) {
   return same;
 }
 
-/// Empty when a checkpoint described by `file` fits a variant described by `variant`; else one line that names the first
-/// key that differs and both values. Compares what `same_architecture` does.
+/// Empty when a checkpoint described by `file` fits a variant described by `variant`; else one line that names the
+/// first key that differs and both values. Compares what `same_architecture` does.
 inline std::string description_difference(const Description& file, const Description& variant) {
   std::string out;
-  detail::for_each_field(canonical(file), canonical(variant), [&](const char* key, int layer, const auto& x, const auto& y) {
-    if (!out.empty() || x == y) return;
-    out = key;
-    if (layer >= 0) out += " of layer " + std::to_string(layer);
-    out += " is " + detail::value_text(x) + ", the variant has " + detail::value_text(y);
-  });
+  detail::for_each_field(canonical(file), canonical(variant),
+                         [&](const char* key, int layer, const auto& x, const auto& y) {
+                           if (!out.empty() || x == y) return;
+                           out = key;
+                           if (layer >= 0) out += " of layer " + std::to_string(layer);
+                           out += " is " + detail::value_text(x) + ", the variant has " + detail::value_text(y);
+                         });
   return out;
 }
 

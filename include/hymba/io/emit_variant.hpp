@@ -180,20 +180,22 @@ inline std::string type_of(std::string_view part, const Name& name, std::initial
   for (const NamedType& t : types) {
     if (t.name == name.view()) return std::string(t.type);
   }
-  throw ConfigError(message("cannot emit a variant: the ", part, " ", quote(name.view()), " is none of this library's"));
+  throw ConfigError(
+      message("cannot emit a variant: the ", part, " ", quote(name.view()), " is none of this library's"));
 }
 }  // namespace detail
 
 /// A struct `name` whose architecture is the one `description` describes: members that differ from their defaults, a
 /// comment with the number of parameters, and the static assertion that the variant is valid.
 /// Needs <hymba/variant/architecture.hpp> where it is pasted.
-/// @throws ArgumentError when `name` is not an identifier; ConfigError when the description breaks a rule, names a user's
-/// own part, or has a rotary base that is not a whole number.
+/// @throws ArgumentError when `name` is not an identifier; ConfigError when the description breaks a rule, names a
+/// user's own part, or has a rotary base that is not a whole number.
 inline std::string emit_variant(const Description& description, std::string_view name) {
   auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
   if (name.empty() || !letter(name.front()) ||
       !std::all_of(name.begin(), name.end(), [&](char c) { return letter(c) || (c >= '0' && c <= '9'); })) {
-    throw ArgumentError(detail::message("the name of the variant is ", detail::quote(name), ", expected a C++ identifier"));
+    throw ArgumentError(
+        detail::message("the name of the variant is ", detail::quote(name), ", expected a C++ identifier"));
   }
   const Description d = canonical(description);
   const std::string fuse = detail::type_of("fusion", d.fusion,
@@ -208,7 +210,8 @@ inline std::string emit_variant(const Description& description, std::string_view
   detail::type_of("kind of SSM heads", d.ssm, {{"none", ""}, {"mamba", ""}});
   const Architecture<DynamicHymba> a = architecture_from<DynamicHymba>(d, "cannot emit a variant");
 
-  std::string out = detail::message("// ", detail::grouped_digits(parameters(a)), " parameters.\nstruct ", name, " {\n");
+  std::string out =
+      detail::message("// ", detail::grouped_digits(parameters(a)), " parameters.\nstruct ", name, " {\n");
   auto member = [&](const char* what, const std::string& type) {
     if (!type.empty()) out += detail::message("  using ", what, " = ", type, ";\n");
   };

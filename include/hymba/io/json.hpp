@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// JSON from files that are not trusted: strict syntax, no duplicate keys, limited size and depth, errors of one line with
-// the position. The one place of io/ that includes nlohmann-json.
+// JSON from files that are not trusted: strict syntax, no duplicate keys, limited size and depth, errors of one line
+// with the position. The one place of io/ that includes nlohmann-json.
 #pragma once
 
 #include <hymba/core/error.hpp>
@@ -37,8 +37,7 @@ class JsonHandler : public nlohmann::json_sax<Json> {
   /// @throws FormatError for what is not JSON, exceeds the limits, or is refused by a derived class.
   void parse() {
     if (text_.size() > limits_.bytes) {
-      throw FormatError(
-          detail::message(file_, ": ", text_.size(), " bytes of JSON, expected at most ", limits_.bytes));
+      throw FormatError(detail::message(file_, ": ", text_.size(), " bytes of JSON, expected at most ", limits_.bytes));
     }
     const Position begin(text_.data(), &at_), end(text_.data() + text_.size(), &at_);
     Json::sax_parse(begin, end, static_cast<nlohmann::json_sax<Json>*>(this));
@@ -56,7 +55,8 @@ class JsonHandler : public nlohmann::json_sax<Json> {
     throw FormatError(detail::message(file_, ": line ", line, ", column ", column, " (byte ", offset, "): ", what));
   }
   void enter() {
-    if (++depth_ > limits_.depth) fail(detail::message("more than ", limits_.depth, " objects and arrays inside each other"));
+    if (++depth_ > limits_.depth)
+      fail(detail::message("more than ", limits_.depth, " objects and arrays inside each other"));
   }
   void leave() { --depth_; }
   std::size_t depth() const { return depth_; }

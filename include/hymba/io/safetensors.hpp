@@ -3,8 +3,8 @@
 // Safetensors files, read without a copy and written without one.
 //
 //   8 bytes   length N of the header, little-endian
-//   N bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {...}}
-//   the rest  the data; offsets count from its first byte; no gaps, no overlaps
+//   N bytes   JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__":
+//   {...}} the rest  the data; offsets count from its first byte; no gaps, no overlaps
 //
 // Nothing in a file is believed: every number is checked before it is used.
 #pragma once
@@ -188,24 +188,40 @@ class SafetensorsHeaderReader final : public JsonHandler {
 
  private:
   enum class At {
-    start, top, top_value, metadata, metadata_value, tensor, dtype, shape_value, shape, offsets_value, offsets
+    start,
+    top,
+    top_value,
+    metadata,
+    metadata_value,
+    tensor,
+    dtype,
+    shape_value,
+    shape,
+    offsets_value,
+    offsets
   };
   static constexpr std::array<std::string_view, 3> fields{"dtype", "shape", "data_offsets"};
 
   [[noreturn]] void wrong(std::string_view found) const {
     switch (at_) {
-      case At::start: fail(message("the header is ", found, ", expected an object"));
-      case At::metadata_value: fail(message("__metadata__: ", quote(name_), " is ", found, ", expected a string"));
-      case At::dtype: fail(message("tensor ", quote(entry_.name), ": dtype is ", found, ", expected a string"));
-      case At::shape_value: fail(message("tensor ", quote(entry_.name), ": shape is ", found, ", expected a list"));
+      case At::start:
+        fail(message("the header is ", found, ", expected an object"));
+      case At::metadata_value:
+        fail(message("__metadata__: ", quote(name_), " is ", found, ", expected a string"));
+      case At::dtype:
+        fail(message("tensor ", quote(entry_.name), ": dtype is ", found, ", expected a string"));
+      case At::shape_value:
+        fail(message("tensor ", quote(entry_.name), ": shape is ", found, ", expected a list"));
       case At::shape:
-        fail(message("tensor ", quote(entry_.name), ": shape holds ", found, ", expected whole numbers from 0 to 2^63-1"));
+        fail(message("tensor ", quote(entry_.name), ": shape holds ", found,
+                     ", expected whole numbers from 0 to 2^63-1"));
       case At::offsets_value:
         fail(message("tensor ", quote(entry_.name), ": data_offsets is ", found, ", expected a list of two numbers"));
       case At::offsets:
         fail(message("tensor ", quote(entry_.name), ": data_offsets holds ", found,
                      ", expected whole numbers from 0 to 2^63-1"));
-      default: fail(message("tensor ", quote(name_), " is ", found, ", expected an object"));
+      default:
+        fail(message("tensor ", quote(name_), " is ", found, ", expected an object"));
     }
   }
 
@@ -245,7 +261,8 @@ inline void check_safetensors_layout(const std::vector<SafetensorsEntry>& entrie
              shape_text(e.shape), " takes ", *bytes);
     }
     if (e.begin < reached) {
-      refuse("its data [", e.begin, ", ", e.end, ") overlaps that of ", quote(before->name), ", which ends at ", reached);
+      refuse("its data [", e.begin, ", ", e.end, ") overlaps that of ", quote(before->name), ", which ends at ",
+             reached);
     }
     if (e.begin > reached) refuse("bytes ", reached, " to ", e.begin, " before its data belong to no tensor");
     reached = e.end;
@@ -275,7 +292,8 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std:
                                       file.size() - 8, " after its first 8"));
   }
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + 8, static_cast<std::size_t>(length));
-  if (text.empty() || text.front() != '{') throw FormatError(detail::message(name, ": the header does not start with '{'"));
+  if (text.empty() || text.front() != '{')
+    throw FormatError(detail::message(name, ": the header does not start with '{'"));
   const std::string where = std::string(name) + ": header";
   detail::SafetensorsHeaderReader reader(text, where);
   reader.parse();
@@ -322,8 +340,8 @@ class SafetensorsFile {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
       if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes(e)};
     }
-    throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype,
-                                      ", expected F32, F16 or BF16"));
+    throw TensorError(
+        detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype, ", expected F32, F16 or BF16"));
   }
 
  private:
@@ -360,8 +378,8 @@ struct TensorToWrite {
 
 /// Writes a file, whole or not at all. Wider dtypes come first, so that all data is aligned to its scalar type.
 /// @param metadata goes into the header's `__metadata__`.
-/// @throws IoError when it cannot be written; ArgumentError for a name that appears twice or is reserved or not UTF-8, an
-/// unknown dtype, or bytes that do not fit the shape.
+/// @throws IoError when it cannot be written; ArgumentError for a name that appears twice or is reserved or not UTF-8,
+/// an unknown dtype, or bytes that do not fit the shape.
 inline void write_safetensors(const std::filesystem::path& path, std::span<const SafetensorsToWrite> tensors,
                               const std::map<std::string, std::string>& metadata = {}) {
   std::vector<const SafetensorsToWrite*> order;
