@@ -291,8 +291,8 @@ struct AttentionSimd {
   }
 
   /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
-  template <int R, int N>
-  static HYMBA_ALWAYS_INLINE void value_tile(const float* weights, std::int64_t count, const float* values,
+  template <int R, int N, class E>
+  static HYMBA_ALWAYS_INLINE void value_tile(const float* weights, std::int64_t count, const E* values,
                                              std::int64_t value_row, const float* factor, float* out,
                                              std::int64_t out_row) {
     V sum[R][N];
@@ -315,11 +315,32 @@ struct AttentionSimd {
 
   // --- One panel of rows against one block of positions --------------------------------------------------------------
 
+  /// Memory that the next block will read, fetched a little with every step of this one: a block is too short for the
+  /// processor to see the stream by itself.
+  struct Ahead {
+    const char* at[2] = {nullptr, nullptr};
+    std::int64_t step[2] = {0, 0};  ///< bytes per `score_keys` keys
+
+    /// Into the second-level cache: a block fills the first one.
+    static HYMBA_ALWAYS_INLINE void fetch([[maybe_unused]] const char* p) {
+#if defined(__GNUC__) || defined(__clang__)
+      __builtin_prefetch(p, 0, 2);
+#endif
+    }
+    HYMBA_ALWAYS_INLINE void advance() {
+      for (int i = 0; i < 2; ++i) {
+        for (std::int64_t line = 0; line < step[i]; line += 64) fetch(at[i] + line);
+        at[i] += step[i];
+      }
+    }
+  };
+
   /// weights[k][r] = score of key k and row r, for `vectors` vectors of rows.
   static void scores(const float* keys, std::int64_t count, std::int64_t width, const float* queries,
-                     std::int64_t vectors, float* weights) {
+                     std::int64_t vectors, float* weights, Ahead& ahead) {
     for (std::int64_t v = 0; v < vectors; v += score_vectors) {
       for (std::int64_t k = 0; k < count; k += score_keys) {
+        ahead.advance();
         const float* rows[score_keys];
         // Keys past the end repeat the last one; nobody reads their scores.
         for (int i = 0; i < score_keys; ++i) rows[i] = keys + std::min(k + i, count - 1) * width;
@@ -372,8 +393,8 @@ struct AttentionSimd {
     }
   }
 
-  template <int N>
-  static void weighted_sum_columns(const float* weights, std::int64_t count, std::int64_t rows, const float* values,
+  template <int N, class E>
+  static void weighted_sum_columns(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
                                    std::int64_t value_row, const float* factor, float* out, std::int64_t out_row) {
     std::int64_t r = 0;
     for (; r + value_rows <= rows; r += value_rows) {
@@ -386,7 +407,8 @@ struct AttentionSimd {
     });
   }
   /// out = out * factor + weights^T values, for `rows` rows.
-  static void weighted_sum(const float* weights, std::int64_t count, std::int64_t rows, const float* values,
+  template <class E>
+  static void weighted_sum(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
                            std::int64_t value_row, std::int64_t vectors, const float* factor, float* out,
                            std::int64_t out_row) {
     std::int64_t v = 0;
@@ -423,7 +445,17 @@ struct AttentionSimd {
     }
   }
 
-  /// Rows [first, first + count) in position order as floats `stride` apart: in place where they lie so, else copied.
+  /// The segment that holds all of [first, first + count), or null.
+  template <class E>
+  static const KeyValueSegment<E>* holder(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count) {
+    for (int i = 0; i < sequence.segment_count; ++i) {
+      const KeyValueSegment<E>& s = sequence.segments[i];
+      if (first >= s.first_position && first + count <= s.first_position + s.count) return &s;
+    }
+    return nullptr;
+  }
+
+  /// Copies rows [first, first + count) in position order as floats, `stride` apart, padded with zeros.
   template <class E, class Rows>
   static const float* gather(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
                              std::int64_t width, std::int64_t stride, Rows&& rows, float* to) {
@@ -432,11 +464,8 @@ struct AttentionSimd {
       const KeyValueSegment<E>& s = sequence.segments[i];
       const std::int64_t a = std::max(first, s.first_position), c = std::min(first + count, s.first_position + s.count);
       if (a >= c) continue;
-      const E* from = rows(s) + (a - s.first_position) * width;
-      if constexpr (std::is_same_v<E, float>) {
-        if (c - a == count && stride == width) return from;
-      }
       covered += c - a;
+      const E* from = rows(s) + (a - s.first_position) * width;
       float* out = to + (a - first) * stride;
       for (std::int64_t j = a; j < c; ++j, from += width, out += stride) {
         std::int64_t d = 0;
@@ -466,6 +495,24 @@ struct AttentionSimd {
     }
   }
 
+  /// The block behind that at `first`, when one segment holds both.
+  template <class E>
+  static Ahead next_block(const Task<E>& t, std::int64_t first) {
+    Ahead ahead;
+    for (int i = 0; i < t.sequence.segment_count; ++i) {
+      const KeyValueSegment<E>& s = t.sequence.segments[i];
+      const std::int64_t row = first + block - s.first_position;
+      if (row < 0 || row >= s.count) continue;
+      const E* const keys = s.keys + t.head * s.key_head_stride + row * t.shape.key_width;
+      const E* const values = s.values + t.head * s.value_head_stride + row * t.shape.value_width;
+      ahead.at[0] = reinterpret_cast<const char*>(keys);
+      ahead.at[1] = reinterpret_cast<const char*>(values);
+      ahead.step[0] = score_keys * t.shape.key_width * static_cast<std::int64_t>(sizeof(E));
+      ahead.step[1] = score_keys * t.shape.value_width * static_cast<std::int64_t>(sizeof(E));
+    }
+    return ahead;
+  }
+
   /// The sums over what the task's rows see of the span that starts at `start`.
   template <class E>
   static void attend(const Task<E>& t, const Workspace& w, const Visible& visible, std::int64_t start,
@@ -480,26 +527,44 @@ struct AttentionSimd {
       std::int64_t a = b, c = b + block;
       visible.clip(a, c);
       if (a >= c) continue;
-      const float* const keys = gather(t.sequence, a, c - a, shape.key_width, shape.key_width, [&](const auto& s) {
-        return s.keys + t.head * s.key_head_stride;
-      }, w.keys);
-      // Values in place need rows of whole vectors.
-      const std::int64_t value_row = shape.value_width % L == 0 ? shape.value_width : stride;
-      const float* const values = gather(t.sequence, a, c - a, shape.value_width, value_row, [&](const auto& s) {
-        return s.values + t.head * s.value_head_stride;
-      }, w.values);
+      const auto key_rows = [&](const KeyValueSegment<E>& s) { return s.keys + t.head * s.key_head_stride; };
+      const auto value_rows_of = [&](const KeyValueSegment<E>& s) { return s.values + t.head * s.value_head_stride; };
+      // A few rows read a block once: straight from the cache where it lies in one piece. More rows read it often: from
+      // a copy that stays near.
+      const KeyValueSegment<E>* const in_place = rows <= value_rows ? holder(t.sequence, a, c - a) : nullptr;
+      const float* keys = nullptr;
+      if constexpr (std::is_same_v<E, float>) {
+        if (in_place != nullptr) keys = key_rows(*in_place) + (a - in_place->first_position) * shape.key_width;
+      }
+      if (keys == nullptr) {
+        keys = gather(t.sequence, a, c - a, shape.key_width, shape.key_width, key_rows, w.keys);
+      }
+      const E* direct = nullptr;
+      const float* values = nullptr;
+      if (in_place != nullptr && shape.value_width % L == 0) {
+        direct = value_rows_of(*in_place) + (a - in_place->first_position) * shape.value_width;
+      } else {
+        values = gather(t.sequence, a, c - a, shape.value_width, stride, value_rows_of, w.values);
+      }
+      Ahead ahead = next_block(t, b);
       for (std::int64_t p = 0; p < rows; p += panel) {
         const std::int64_t here = std::min(panel, rows - p), vectors = (here + L - 1) / L;
         const std::int64_t first = visible.first + p / r, last = visible.first + (p + here - 1) / r;
         const std::int64_t count = std::min(c, last + 1) - a;
         const bool in_window = shape.window == 0 || c - 1 >= first - shape.window || a < shape.pinned;
         if (count <= 0 || !in_window) continue;
-        scores(keys, count, shape.key_width, w.queries + p * shape.key_width, vectors, w.weights);
+        scores(keys, count, shape.key_width, w.queries + p * shape.key_width, vectors, w.weights, ahead);
+        ahead = Ahead{};
         const bool all_old = a + count - 1 <= first;
         const bool all_near = shape.window == 0 || a >= last - shape.window || a + count <= shape.pinned;
         if (!all_old || !all_near) mask(shape, visible.first, a, count, w.position + p, vectors, w.weights);
         softmax(count, vectors, w.weights, to.largest + p, to.sum + p, w.factor + p);
-        weighted_sum(w.weights, count, here, values, value_row, columns, w.factor + p, to.values + p * stride, stride);
+        float* const sums = to.values + p * stride;
+        if (direct != nullptr) {
+          weighted_sum(w.weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, stride);
+        } else {
+          weighted_sum(w.weights, count, here, values, stride, columns, w.factor + p, sums, stride);
+        }
       }
     }
   }
