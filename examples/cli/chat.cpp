@@ -53,19 +53,19 @@ class Conversation {
 
   /// One turn: reads what it adds, then answers. Says so on standard error.
   void turn(hymba::Role role, std::string content) {
-    const hymba::ChatMessage message{role, std::move(content)};
+    const hymba::ChatMessage said{role, std::move(content)};
     std::vector<hymba::Token> ids;
     if (begun_) {
-      const hymba::ChatContinuation next = hymba::continue_chat(answer_, held_, std::span(&message, 1));
+      const hymba::ChatContinuation next = hymba::continue_chat(answer_, held_, std::span(&said, 1));
       ids = tokenizer_.encode(next.text, {.add_bos = false, .continuation = true});
     } else {
       std::vector<hymba::ChatMessage> messages;
       if (!system_.empty()) messages.push_back({hymba::Role::system, system_});
-      messages.push_back(message);
+      messages.push_back(said);
       ids = tokenizer_.encode(hymba::render_chat(messages, tools_, contexts_), {.add_bos = false, .continuation = false});
     }
     if (static_cast<std::int64_t>(ids.size()) >= session_->room()) {
-      throw hymba::ContextError(hymba::detail::message(
+      throw hymba::ContextError(message(
           "the context is full: this turn needs ", ids.size(), " tokens and an answer, ", session_->room(), " of ",
           session_->max_context(), " are left (/reset starts anew; --max-context makes room)"));
     }
@@ -179,7 +179,7 @@ class Conversation {
     }
     if (!answer.text.ends_with('\n')) put("\n");
     if (arguments_.common.quiet) return;
-    note(hymba::detail::message("[turn ", turns_, ": read ", grouped(read), " tokens, ", fixed(rate(read, read_seconds), 1),
+    note(message("[turn ", turns_, ": read ", grouped(read), " tokens, ", fixed(rate(read, read_seconds), 1),
                                 "/s; wrote ", grouped(written), ", ", fixed(rate(written, answer.seconds), 1),
                                 "/s; holds ", grouped(session_->position()), " of ", grouped(session_->max_context()),
                                 "; ", answer.finish, "]"));
@@ -247,10 +247,10 @@ bool take_line(Conversation& conversation, std::string line) {
 
 int chat(const ChatArguments& a) {
   if (a.max_new_tokens < 1) {
-    throw UsageError(hymba::detail::message("--max-new-tokens is ", a.max_new_tokens, ", expected 1 or more"));
+    throw UsageError(message("--max-new-tokens is ", a.max_new_tokens, ", expected 1 or more"));
   }
   if (!a.save.empty()) refuse_special_file(a.save);
-  hymba::detail::check(a.sampling.options);
+  a.sampling.check();
   const hymba::StopStrings checked_now(a.stop);
   std::optional<SavedSession> saved;
   if (!a.load.empty()) {
@@ -294,7 +294,7 @@ void add_chat(CLI::App& app, Command& run) {
   command->add_option("--context", a->contexts, "Text the model may use; may be given more than once")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  command->add_option("--max-new-tokens", a->max_new_tokens, "For each answer. Default: 512")->type_name("N");
+  add_number(*command, "--max-new-tokens", a->max_new_tokens, "For each answer. Default: 512");
   command->add_option("--stop", a->stop, "End an answer before this text; may be given more than once")
       ->type_name("TEXT")
       ->allow_extra_args(false);

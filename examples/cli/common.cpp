@@ -2,7 +2,7 @@
 #include "common.hpp"
 
 #include <hymba/core/error.hpp>
-#include <hymba/core/file_map.hpp>
+#include <hymba/core/tensor_check.hpp>
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/atomic_file.hpp>
 #include <hymba/io/checkpoint.hpp>
@@ -14,7 +14,9 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <system_error>
 #include <utility>
 
@@ -24,26 +26,48 @@
 
 namespace cli {
 
-using hymba::detail::message;
 
 // ---- options ----------------------------------------------------------------------------------------------------------
 
+template <class Number>
+Number parse_number(const std::string& option, const std::string& text) {
+  const auto refuse = [&](const std::string& expected) {
+    throw UsageError(message(option, " is ", quoted(text, 40), ", expected ", expected));
+  };
+  Number value{};
+  if constexpr (std::is_floating_point_v<Number>) {
+    char* end = nullptr;
+    value = std::strtof(text.c_str(), &end);
+    if (text.empty() || end != text.c_str() + text.size() || text.front() == ' ') refuse("a number");
+  } else {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) {
+      refuse(message("a whole number from ", std::numeric_limits<Number>::min(), " to ", std::numeric_limits<Number>::max()));
+    }
+  }
+  return value;
+}
+template float parse_number<float>(const std::string&, const std::string&);
+template std::int32_t parse_number<std::int32_t>(const std::string&, const std::string&);
+template std::int64_t parse_number<std::int64_t>(const std::string&, const std::string&);
+template std::uint64_t parse_number<std::uint64_t>(const std::string&, const std::string&);
+
 void add_common(CLI::App& command, CommonOptions& o, const char* max_context_default) {
   command.add_option("--model", o.model, "Folder with config.json and the weights")->required()->type_name("DIR");
-  command.add_option("--threads", o.threads, "Threads; 0: all cores")->type_name("N");
+  add_number(command, "--threads", o.threads, "Threads; 0: all cores");
   command.add_option("--weights", o.weights,
                      "Weights in memory. Default: bf16 when every matrix of the checkpoint is BF16, else f32, so that "
                      "nothing is lost")
       ->type_name("f32|bf16");
   command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
-  command.add_option("--max-context", o.max_context, std::string("Tokens a session can hold. Default: ") + max_context_default)
-      ->type_name("N");
+  add_number(command, "--max-context", o.max_context, std::string("Tokens a session can hold. Default: ") + max_context_default);
   command.add_flag("--json", o.json, "Results as JSON");
   command.add_flag("--quiet", o.quiet, "Nothing on standard error but errors");
 }
 
 void add_idle_seed(CLI::App& command) {
-  command.add_option_function<std::uint64_t>("--seed", [](const std::uint64_t&) {}, "Accepted, without effect")->type_name("N");
+  static std::uint64_t unused = 0;
+  add_number(command, "--seed", unused, "Accepted, without effect");
 }
 
 bool SamplingArguments::given() const {
@@ -52,20 +76,19 @@ bool SamplingArguments::given() const {
 
 void add_sampling(CLI::App& command, SamplingArguments& a) {
   hymba::SamplingOptions& o = a.options;
-  const auto add = [&](const char* name, auto& value, const char* what, const char* type) {
-    CLI::Option* option = command.add_option(name, value, what)->type_name(type)->group("Sampling");
-    a.all.push_back(option);
-    return option;
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    a.all.push_back(add_number(command, name, value, what)->group("Sampling"));
+    return a.all.back();
   };
-  CLI::Option* temperature = add("--temperature", o.temperature, "0: greedy, the default; 0.7 is usual for text", "X");
-  add("--top-k", o.top_k, "Draw from the k most likely tokens; 0: all", "K");
-  add("--top-p", o.top_p, "Draw from the most likely tokens up to this probability; 1: all", "P");
-  add("--min-p", o.min_p, "Draw from tokens at least this fraction as likely as the best; 0: all", "P");
-  add("--repetition-penalty", o.repetition_penalty, "Divides the logits of tokens already there; 1: none", "X");
-  add("--presence-penalty", o.presence_penalty, "Subtracted once from the logit of a token already there", "X");
-  add("--frequency-penalty", o.frequency_penalty, "Subtracted for each time the token is already there", "X");
-  add("--penalty-window", o.penalty_window, "Penalties see the last N tokens; -1: all", "N");
-  add("--seed", o.seed, "Same seed, same text. Default: 0", "N");
+  CLI::Option* temperature = add("--temperature", o.temperature, "0: greedy, the default; 0.7 is usual for text");
+  add("--top-k", o.top_k, "Draw from the k most likely tokens; 0: all");
+  add("--top-p", o.top_p, "Draw from the most likely tokens up to this probability; 1: all");
+  add("--min-p", o.min_p, "Draw from tokens at least this fraction as likely as the best; 0: all");
+  add("--repetition-penalty", o.repetition_penalty, "Divides the logits of tokens already there; 1: none");
+  add("--presence-penalty", o.presence_penalty, "Subtracted once from the logit of a token already there");
+  add("--frequency-penalty", o.frequency_penalty, "Subtracted for each time the token is already there");
+  add("--penalty-window", o.penalty_window, "Penalties see the last N tokens; -1: all");
+  add("--seed", o.seed, "Same seed, same text. Default: 0");
   a.all.push_back(command.add_flag("--greedy", a.greedy, "Always the most likely token")
                       ->excludes(temperature)
                       ->group("Sampling"));
@@ -79,13 +102,13 @@ hymba::Weights weights_named(std::string_view name) {
   for (const auto w : {hymba::Weights::f32, hymba::Weights::bf16}) {
     if (name == name_of(w)) return w;
   }
-  throw UsageError(message("--weights is ", hymba::detail::quoted(name), ", expected f32 or bf16"));
+  throw UsageError(message("--weights is ", quoted(name), ", expected f32 or bf16"));
 }
 hymba::Cache cache_named(std::string_view name) {
   for (const auto c : {hymba::Cache::f32, hymba::Cache::f16, hymba::Cache::bf16}) {
     if (name == name_of(c)) return c;
   }
-  throw UsageError(message("--cache is ", hymba::detail::quoted(name), ", expected f32, f16 or bf16"));
+  throw UsageError(message("--cache is ", quoted(name), ", expected f32, f16 or bf16"));
 }
 
 // ---- model and tokeniser -----------------------------------------------------------------------------------------------
@@ -113,18 +136,22 @@ std::size_t cache_element_bytes(hymba::Cache c) { return c == hymba::Cache::f32 
 
 /// True when every matrix of the architecture is stored in BF16.
 bool matrices_are_bf16(const AnyArchitecture& a, const hymba::TensorTable& table) {
-  bool all = true;
-  const auto look = [&](const std::string& name, const hymba::TensorSpec& t) {
-    const hymba::TensorRef* found = table.find(name);
-    if (t.role == hymba::TensorRole::matrix && found != nullptr) all = all && found->dtype == hymba::DType::bf16;
-  };
-  hymba::for_each_model_tensor(a, [&](const hymba::TensorSpec& t) { look(t.name, t); });
-  for (int i = 0; i < a.layers; ++i) {
-    hymba::for_each_layer_tensor(a, i, [&](hymba::Part, const hymba::TensorSpec& t) {
-      look("model.layers." + std::to_string(i) + '.' + t.name, t);
-    });
+  const auto specs = tensor_specs(a);
+  return std::all_of(specs.begin(), specs.end(), [&](const auto& t) {
+    return t.second.role != hymba::TensorRole::matrix || table.find(t.first)->dtype == hymba::DType::bf16;
+  });
+}
+
+/// Bytes of matrices that are not stored in the format asked for and will be converted into memory.
+std::size_t converted_bytes(const AnyArchitecture& a, const hymba::TensorTable& table, hymba::Weights weights) {
+  const hymba::DType in_place = weights == hymba::Weights::f32 ? hymba::DType::f32 : hymba::DType::bf16;
+  std::size_t bytes = 0;
+  for (const auto& [name, t] : tensor_specs(a)) {
+    if (t.role == hymba::TensorRole::matrix && table.find(name)->dtype != in_place) {
+      bytes += static_cast<std::size_t>(t.elements()) * hymba::dtype_bytes(in_place);
+    }
   }
-  return all;
+  return bytes;
 }
 
 template <hymba::Weights W>
@@ -138,6 +165,23 @@ std::unique_ptr<AnyModel> make_with(hymba::Cache cache, const AnyArchitecture& a
 }
 
 }  // namespace
+
+std::vector<std::pair<std::string, hymba::TensorSpec>> tensor_specs(const AnyArchitecture& a) {
+  std::vector<std::pair<std::string, hymba::TensorSpec>> out;
+  hymba::for_each_model_tensor(a, [&](const hymba::TensorSpec& t) { out.emplace_back(t.name, t); });
+  for (int i = 0; i < a.layers; ++i) {
+    hymba::for_each_layer_tensor(a, i, [&](hymba::Part, const hymba::TensorSpec& t) {
+      out.emplace_back("model.layers." + std::to_string(i) + '.' + t.name, t);
+    });
+  }
+  return out;
+}
+
+void check_checkpoint(const AnyArchitecture& a, const hymba::TensorTable& table, const std::string& folder) {
+  std::vector<hymba::ExpectedTensor> expected;
+  for (const auto& [name, t] : tensor_specs(a)) expected.push_back({name, {t.dims.begin(), t.dims.begin() + t.rank}});
+  hymba::check_tensors(expected, table, folder);
+}
 
 OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved) {
   const Stopwatch watch;
@@ -157,10 +201,10 @@ OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved
                      checkpoint.description, (std::filesystem::path(o.model) / "config.json").string()),
                  .formats = {},
                  .model = nullptr};
+  check_checkpoint(open.architecture, checkpoint.tensors, o.model);
   const bool bf16 = matrices_are_bf16(open.architecture, checkpoint.tensors);
   open.formats = {weights.value_or(bf16 ? hymba::Weights::bf16 : hymba::Weights::f32), cache};
-  const auto parameters = static_cast<std::size_t>(hymba::parameters(open.architecture));
-  check_fits(parameters * (open.formats.weights == hymba::Weights::f32 ? 4 : 2),
+  check_fits(converted_bytes(open.architecture, checkpoint.tensors, open.formats.weights),
              "the model in " + name_of(open.formats.weights));
   open.model = open.formats.weights == hymba::Weights::f32
                    ? make_with<hymba::Weights::f32>(cache, open.architecture, std::move(checkpoint.tensors), o.model)
@@ -209,7 +253,7 @@ std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary) {
     hymba::Token id = -1;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
     if (error != std::errc() || end != word.data() + word.size() || id < 0 || id >= vocabulary) {
-      throw UsageError(message("--ids: id ", ids.size(), " is ", hymba::detail::quoted(word, 40), ", expected 0 to ",
+      throw UsageError(message("--ids: id ", ids.size(), " is ", quoted(word, 40), ", expected 0 to ",
                                vocabulary - 1));
     }
     ids.push_back(id);
@@ -278,7 +322,7 @@ Answer generate_answer(AnySession& session, const AnswerLimits& limits, const hy
     if (stream) {
       // A model may have more rows than its tokeniser has tokens.
       const std::string_view text =
-          choice.token < tokenizer->vocabulary() ? stream->push(choice.token) : hymba::detail::kReplacementCharacter;
+          choice.token < tokenizer->vocabulary() ? stream->push(choice.token) : std::string_view("\xef\xbf\xbd");
       decoded += text;
       deliver(stop.push(text));
     } else {

@@ -22,6 +22,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace cli {
@@ -36,6 +38,20 @@ void add_chat(CLI::App& app, Command& run);
 void add_perplexity(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
+
+/// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in use.
+template <class Number>
+Number parse_number(const std::string& option, const std::string& text);
+
+/// An option that takes one number, decimal and in range. @throws UsageError while parsing, naming option and value.
+template <class Number>
+CLI::Option* add_number(CLI::App& command, const std::string& name, Number& value, const std::string& what) {
+  static_assert(std::is_arithmetic_v<Number>);
+  return command
+      .add_option_function<std::string>(name, [name, &value](const std::string& text) { value = parse_number<Number>(name, text); },
+                                        what)
+      ->type_name(std::is_floating_point_v<Number> ? "X" : "N");
+}
 
 /// Options of every command that runs a model.
 struct CommonOptions {
@@ -57,6 +73,8 @@ struct SamplingArguments {
   std::vector<CLI::Option*> all;
 
   bool given() const;
+  /// @throws hymba::ArgumentError naming an option out of range.
+  void check() const { hymba::Sampler(1).configure(options); }
 };
 void add_sampling(CLI::App& command, SamplingArguments& arguments);
 
@@ -88,6 +106,12 @@ OpenModel open_model(const CommonOptions& options, const std::optional<Formats>&
 /// The tokeniser of the folder.
 /// @throws hymba::Error, also when it has more tokens than the model.
 hymba::Tokenizer open_tokenizer(const std::string& folder, const hymba::Description& description);
+
+/// Every tensor the architecture needs, by its full name.
+std::vector<std::pair<std::string, hymba::TensorSpec>> tensor_specs(const AnyArchitecture& architecture);
+
+/// @throws hymba::TensorError unless the table holds exactly the architecture's tensors.
+void check_checkpoint(const AnyArchitecture& architecture, const hymba::TensorTable& table, const std::string& folder);
 
 /// "1,2,3" as tokens. @throws UsageError naming what is not a token of the vocabulary.
 std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary);

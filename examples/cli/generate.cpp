@@ -20,7 +20,7 @@ struct GenerateArguments {
   CLI::Option *prompt_option = nullptr, *prompt_file_option = nullptr, *ids_option = nullptr;
   std::int64_t max_new_tokens = 128;
   std::vector<std::string> stop;
-  std::vector<hymba::Token> stop_tokens;
+  std::vector<std::string> stop_tokens;
   bool logprobs = false, no_bos = false, ignore_eos = false;
 };
 
@@ -40,12 +40,12 @@ int generate(const GenerateArguments& a) {
     throw UsageError("generate: no prompt, expected --prompt, --prompt-file, --ids or --load-session");
   }
   if (a.max_new_tokens < 0) {
-    throw UsageError(hymba::detail::message("--max-new-tokens is ", a.max_new_tokens, ", expected 0 or more"));
+    throw UsageError(message("--max-new-tokens is ", a.max_new_tokens, ", expected 0 or more"));
   }
   if (a.logprobs && !a.common.json) throw UsageError("--logprobs needs --json");
   if (with_ids && !a.stop.empty()) throw UsageError("--stop needs text, but the prompt is given by --ids");
   if (!a.save.empty()) refuse_special_file(a.save);
-  hymba::detail::check(a.sampling.options);
+  a.sampling.check();
   const hymba::StopStrings checked_now(a.stop);
 
   std::optional<SavedSession> saved;
@@ -62,9 +62,11 @@ int generate(const GenerateArguments& a) {
     prompt = tokenizer->encode(text, {.add_bos = !a.no_bos, .continuation = loading});
   }
   if (prompt.empty() && !loading) throw UsageError("the prompt is empty, expected at least one token");
-  for (const hymba::Token t : a.stop_tokens) {
-    if (t < 0 || t >= open.description.vocabulary) {
-      throw UsageError(hymba::detail::message("--stop-token is ", t, ", expected 0 to ", open.description.vocabulary - 1));
+  std::vector<hymba::Token> stop_tokens;
+  for (const std::string& text : a.stop_tokens) {
+    stop_tokens.push_back(parse_number<hymba::Token>("--stop-token", text));
+    if (stop_tokens.back() < 0 || stop_tokens.back() >= open.description.vocabulary) {
+      throw UsageError("--stop-token is " + text + ", expected 0 to " + std::to_string(open.description.vocabulary - 1));
     }
   }
 
@@ -84,7 +86,7 @@ int generate(const GenerateArguments& a) {
   const bool read = read_prompt(*session, prompt, stderr_is_terminal() && !a.common.quiet);
   const double prompt_seconds = prompt_watch.seconds();
 
-  AnswerLimits limits{.max_new_tokens = a.max_new_tokens, .stop_tokens = a.stop_tokens, .stop_strings = a.stop};
+  AnswerLimits limits{.max_new_tokens = a.max_new_tokens, .stop_tokens = std::move(stop_tokens), .stop_strings = a.stop};
   if (!a.ignore_eos) {
     for (const hymba::Token t : end_tokens(open.description, tokenizer ? &*tokenizer : nullptr)) {
       limits.stop_tokens.push_back(t);
@@ -123,7 +125,7 @@ int generate(const GenerateArguments& a) {
     out["timings"] = timings(load_seconds, prompt_seconds, prompt.size(), answer.seconds, answer.tokens.size());
     put(json_line(out));
   } else if (!a.common.quiet) {
-    note(hymba::detail::message("prompt: ", grouped(static_cast<std::int64_t>(prompt.size())), " tokens, ",
+    note(message("prompt: ", grouped(static_cast<std::int64_t>(prompt.size())), " tokens, ",
                                 fixed(rate(static_cast<std::int64_t>(prompt.size()), prompt_seconds), 1),
                                 " tokens/s; generated: ", grouped(static_cast<std::int64_t>(answer.tokens.size())),
                                 " tokens, ", fixed(rate(static_cast<std::int64_t>(answer.tokens.size()), answer.seconds), 1),
@@ -151,7 +153,7 @@ void add_generate(CLI::App& app, Command& run) {
                       ->type_name("IDS")
                       ->excludes(a->prompt_option)
                       ->excludes(a->prompt_file_option);
-  command->add_option("--max-new-tokens", a->max_new_tokens, "Default: 128")->type_name("N");
+  add_number(*command, "--max-new-tokens", a->max_new_tokens, "Default: 128");
   command->add_option("--stop", a->stop, "End before this text; may be given more than once")
       ->type_name("TEXT")
       ->allow_extra_args(false);

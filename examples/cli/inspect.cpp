@@ -48,20 +48,6 @@ std::int64_t layer_parameters(const AnyArchitecture& a, int i) {
   return total;
 }
 
-std::vector<hymba::ExpectedTensor> expected_tensors(const AnyArchitecture& a) {
-  std::vector<hymba::ExpectedTensor> out;
-  const auto add = [&](const std::string& prefix, const hymba::TensorSpec& t) {
-    out.push_back({prefix + t.name, {t.dims.begin(), t.dims.begin() + t.rank}});
-  };
-  hymba::for_each_model_tensor(a, [&](const hymba::TensorSpec& t) { add("", t); });
-  for (int i = 0; i < a.layers; ++i) {
-    hymba::for_each_layer_tensor(a, i, [&](hymba::Part, const hymba::TensorSpec& t) {
-      add("model.layers." + std::to_string(i) + '.', t);
-    });
-  }
-  return out;
-}
-
 /// Everything inspect knows, computed before anything is printed.
 struct Inspection {
   std::string folder;
@@ -89,11 +75,11 @@ Inspection look(const std::string& folder, std::int64_t max_context) {
     std::sort(x.contexts.begin(), x.contexts.end());
   }
   std::error_code error;
-  x.has_weights = std::filesystem::exists(std::filesystem::path(folder) / hymba::detail::weights_file, error) ||
-                  std::filesystem::exists(std::filesystem::path(folder) / hymba::detail::index_file, error);
+  x.has_weights = std::filesystem::exists(std::filesystem::path(folder) / "model.safetensors", error) ||
+                  std::filesystem::exists(std::filesystem::path(folder) / "model.safetensors.index.json", error);
   if (x.has_weights) {
     x.tensors = hymba::open_tensors(folder);
-    hymba::check_tensors(expected_tensors(x.a), x.tensors, folder);
+    check_checkpoint(x.a, x.tensors, folder);
     for (const auto& [name, t] : x.tensors.tensors) {
       auto& [count, bytes] = x.by_type[hymba::dtype_name(t.dtype)];
       ++count;
@@ -194,8 +180,7 @@ class Table {
 };
 
 std::string as_text(const Inspection& x, bool tensors) {
-  using hymba::detail::message;
-  const AnyArchitecture& a = x.a;
+    const AnyArchitecture& a = x.a;
   const hymba::Description& d = x.d;
   const OrderedJson json = as_json(x, false);
   std::string out = x.folder + '\n';
@@ -266,7 +251,7 @@ std::string as_text(const Inspection& x, bool tensors) {
 int inspect(const InspectArguments& a) {
   if (a.folder.empty() == a.model.empty()) throw UsageError("inspect: expected one folder, as DIR or as --model DIR");
   if (a.max_context < 0 || a.max_context > (std::int64_t{1} << 30)) {
-    throw UsageError(hymba::detail::message("--max-context is ", a.max_context, ", expected 1 to ", 1 << 30));
+    throw UsageError(message("--max-context is ", a.max_context, ", expected 1 to ", 1 << 30));
   }
   const std::string& folder = a.folder.empty() ? a.model : a.folder;
   if (!a.emit.empty()) {
@@ -289,7 +274,7 @@ void add_inspect(CLI::App& app, Command& run) {
   command->add_option("dir", a->folder, "Folder with config.json, and weights or none")->type_name("DIR");
   command->add_option("--model", a->model, "The same")->type_name("DIR");
   command->add_option("--emit-variant", a->emit, "Print the C++ type for this config.json under this name instead")->type_name("NAME");
-  command->add_option("--max-context", a->max_context, "One more context length in the table of costs")->type_name("N");
+  add_number(*command, "--max-context", a->max_context, "One more context length in the table of costs");
   command->add_flag("--tensors", a->tensors, "List every tensor of the checkpoint");
   command->add_flag("--json", a->json, "Results as JSON");
   command->add_flag("--quiet", a->quiet, "Nothing on standard error but errors");

@@ -6,8 +6,11 @@
 #include <hymba/core/error.hpp>
 #include <hymba/io/safetensors.hpp>
 
+#include <algorithm>
 #include <memory>
-#include <utility>
+#include <optional>
+#include <span>
+#include <vector>
 
 namespace cli {
 
@@ -16,7 +19,7 @@ namespace {
 struct LogitsArguments {
   CommonOptions common;
   std::string ids, out;
-  std::int64_t prefill = -1;
+  std::optional<std::int64_t> prefill;
 };
 
 int logits(const LogitsArguments& a) {
@@ -24,12 +27,12 @@ int logits(const LogitsArguments& a) {
   const OpenModel open = open_model(a.common);
   const std::vector<hymba::Token> ids = parse_ids(a.ids, open.description.vocabulary);
   const auto count = static_cast<std::int64_t>(ids.size());
-  const std::int64_t first = a.prefill < 0 ? count : a.prefill;
-  if (a.prefill < -1 || first > count) {
-    throw UsageError(hymba::detail::message("--prefill is ", a.prefill, ", expected 0 to the number of ids, ", count));
+  const std::int64_t first = a.prefill.value_or(count);
+  if (first < 0 || first > count) {
+    throw UsageError(message("--prefill is ", first, ", expected 0 to the number of ids, ", count));
   }
   if (first > 65536) {
-    throw UsageError(hymba::detail::message(first, " ids in one chunk, expected at most 65536: use --prefill"));
+    throw UsageError(message(first, " ids in one chunk, expected at most 65536: use --prefill"));
   }
   const std::int64_t vocabulary = open.description.vocabulary;
   const std::unique_ptr<AnySession> session =
@@ -67,8 +70,9 @@ void add_logits(CLI::App& app, Command& run) {
   add_common(*command, a->common, "the number of ids");
   command->add_option("--ids", a->ids, "Token ids, as 1,2,3; nothing is added to them")->type_name("IDS")->required();
   command->add_option("--out", a->out, "Gets the tensor logits, F32, [ids, vocabulary]")->type_name("FILE")->required();
-  command->add_option("--prefill", a->prefill,
-                      "The first N ids in one chunk, the rest one by one through the cache. Default: all in one chunk")
+  command->add_option_function<std::string>(
+      "--prefill", [a](const std::string& text) { a->prefill = parse_number<std::int64_t>("--prefill", text); },
+      "The first N ids in one chunk, the rest one by one through the cache. Default: all in one chunk")
       ->type_name("N");
   add_idle_seed(*command);
   command->callback([&run, a] { run = [a] { return logits(*a); }; });

@@ -19,7 +19,7 @@ int fail(const std::string& what) {
 }
 
 std::string version() {
-  return hymba::detail::message(HYMBA_VERSION_MAJOR, '.', HYMBA_VERSION_MINOR, '.', HYMBA_VERSION_PATCH);
+  return cli::message(HYMBA_VERSION_MAJOR, '.', HYMBA_VERSION_MINOR, '.', HYMBA_VERSION_PATCH);
 }
 
 int run(int argc, char** argv) {

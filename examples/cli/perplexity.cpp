@@ -53,14 +53,14 @@ int perplexity(const PerplexityArguments& a) {
   }
   const auto count = static_cast<std::int64_t>(tokens.size());
   if (count < 2) {
-    throw UsageError(hymba::detail::message(with_ids ? "--ids" : a.file, ": ", count, " tokens, expected at least 2"));
+    throw UsageError(message(with_ids ? "--ids" : a.file, ": ", count, " tokens, expected at least 2"));
   }
 
   std::int64_t window = a.common.max_context;
   if (window == 0) window = open.description.max_positions > 0 ? std::min(2048, open.description.max_positions) : 2048;
   const std::int64_t stride = a.stride == 0 ? std::max(window / 2, std::int64_t{1}) : a.stride;
   if (stride < 1 || stride > window) {
-    throw UsageError(hymba::detail::message("--stride is ", stride, ", expected 1 to --max-context ", window));
+    throw UsageError(message("--stride is ", stride, ", expected 1 to --max-context ", window));
   }
   const std::unique_ptr<AnySession> session =
       open.session({.max_context = std::min(window, count - 1), .prefill_chunk = 512, .threads = a.common.threads});
@@ -114,7 +114,7 @@ int perplexity(const PerplexityArguments& a) {
   if (bytes > 0) report += "bits per byte   " + fixed(per_byte, 4) + '\n';
   put(report);
   if (!a.common.quiet) {
-    note(hymba::detail::message(windows, " windows of ", window, " tokens, stride ", stride, "; ",
+    note(message(windows, " windows of ", window, " tokens, stride ", stride, "; ",
                                 fixed(rate(scored, watch.seconds()), 1), " tokens/s; weights: ",
                                 name_of(open.formats.weights), ", cache: ", name_of(open.formats.cache)));
   }
@@ -131,10 +131,9 @@ void add_perplexity(CLI::App& app, Command& run) {
              "the config's max_position_embeddings, at most 2048. Longer texts go in windows of that many tokens");
   a->file_option = command->add_option("file", a->file, "Text; -: standard input")->type_name("FILE");
   a->ids_option = command->add_option("--ids", a->ids, "Token ids in place of text, as 1,2,3")->type_name("IDS");
-  command->add_option("--stride", a->stride,
-                      "Tokens from one window to the next; every token is scored once, with more than max-context - "
-                      "stride tokens before it. Default: half of max-context")
-      ->type_name("N");
+  add_number(*command, "--stride", a->stride,
+             "Tokens from one window to the next; every token is scored once, with more than max-context - stride tokens "
+             "before it. Default: half of max-context");
   command->add_flag("--no-bos", a->no_bos, "Do not put the beginning of text in front (the first token is never scored)");
   command->add_flag("--progress", a->progress, "Show progress on standard error even when it is no terminal");
   add_idle_seed(*command);

@@ -6,9 +6,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace cli {
 
@@ -17,6 +19,18 @@ class UsageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
+
+/// Its arguments one after the other, as `<<` writes them.
+template <class... Parts>
+std::string message(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return std::move(out).str();
+}
+/// The text in quotation marks, cut after `most` bytes.
+inline std::string quoted(std::string_view text, std::size_t most = 100) {
+  return '"' + std::string(text.substr(0, most)) + (text.size() > most ? "...\"" : "\"");
+}
 
 /// The reader of standard output has gone, as in `hymba ... | head`.
 struct OutputClosed {};
