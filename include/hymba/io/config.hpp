@@ -495,6 +495,10 @@ inline std::string config_text(const Description& description, std::string_view 
     if (d.original_positions > 0) j["orig_max_position_embeddings"] = d.original_positions;
     if (d.attention != Name("attention")) j["hymba_attention"] = d.attention.view();
   }
+  if (!attention) {  // other readers ask for these even where no layer looks at them
+    j["num_attention_heads"] = j["num_key_value_heads"] = 1;
+    j["rope"] = false;
+  }
   if (ssm) {
     // A whole number as the published files have it, where there is one.
     j["mamba_expand"] = d.inner % d.width == 0 ? Json(d.inner / d.width) : Json(static_cast<double>(d.inner) / d.width);
