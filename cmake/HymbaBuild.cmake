@@ -8,7 +8,7 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND NOT CMAKE_CXX_COMPILER_FRONTEND
   target_compile_options(hymba_own_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # gcc 12 takes its own AVX-512 intrinsics for uninitialised reads (gcc bug 105593), all over Eigen.
-    target_compile_options(hymba_own_flags INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
+    target_compile_options(hymba_own_flags INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict)
   endif()
   if(HYMBA_WERROR)
     target_compile_options(hymba_own_flags INTERFACE -Werror)
