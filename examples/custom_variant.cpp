@@ -29,6 +29,7 @@ int main() {
   auto session = model.session({.max_context = 64});
   session.prefill({1, 17, 42});
   int count = 0;
-  for (const Token token : session.generate({.max_new_tokens = 16})) std::printf("%d%c", token, ++count < 16 ? ' ' : '\n');
+  for (const Token token : session.generate({.max_new_tokens = 16}))
+    std::printf("%d%c", token, ++count < 16 ? ' ' : '\n');
   return count == 16 && std::isfinite(session.logits()[0]) ? 0 : 1;
 }

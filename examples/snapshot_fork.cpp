@@ -15,7 +15,8 @@ namespace {
 template <class Session>
 std::vector<hymba::Token> answer(Session& session, std::uint64_t seed) {
   std::vector<hymba::Token> tokens;
-  for (const hymba::Token t : session.generate({.max_new_tokens = 24, .temperature = 0.8f, .seed = seed})) tokens.push_back(t);
+  for (const hymba::Token t : session.generate({.max_new_tokens = 24, .temperature = 0.8f, .seed = seed}))
+    tokens.push_back(t);
   return tokens;
 }
 

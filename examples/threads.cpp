@@ -17,8 +17,8 @@ int main(int argc, char** argv) try {
     auto session = model.session({.max_context = 128, .threads = 1});
     session.prefill({1, 100 + user, 200 + user});
     std::vector<hymba::Token> tokens;
-    for (const hymba::Token token : session.generate({.max_new_tokens = 64, .temperature = 0.9f,
-                                                      .seed = static_cast<std::uint64_t>(user)})) {
+    for (const hymba::Token token :
+         session.generate({.max_new_tokens = 64, .temperature = 0.9f, .seed = static_cast<std::uint64_t>(user)})) {
       tokens.push_back(token);
     }
     return tokens;

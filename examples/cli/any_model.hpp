@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A model and its sessions behind virtual functions, so that one program holds every pair of weight and cache formats and
-// the commands are compiled once. Each pair is one source file, model_*.cpp.
+// A model and its sessions behind virtual functions, so that one program holds every pair of weight and cache formats
+// and the commands are compiled once. Each pair is one source file, model_*.cpp.
 #pragma once
 
 #include <hymba/core/tensor_table.hpp>
@@ -47,7 +47,8 @@ class AnyModel {
  public:
   virtual ~AnyModel() = default;
   virtual std::unique_ptr<AnySession> session(const SessionSettings& settings) const = 0;
-  virtual std::unique_ptr<AnySession> restore(std::span<const std::byte> blob, const SessionSettings& settings) const = 0;
+  virtual std::unique_ptr<AnySession> restore(std::span<const std::byte> blob,
+                                              const SessionSettings& settings) const = 0;
 };
 
 using AnyArchitecture = hymba::Architecture<hymba::DynamicHymba>;

@@ -3,12 +3,12 @@
 // What every model_*.cpp instantiates.
 #pragma once
 
-#include "any_model.hpp"
-
 #include <hymba/exec/policy.hpp>
 #include <hymba/model/model.hpp>
 
 #include <utility>
+
+#include "any_model.hpp"
 
 namespace cli {
 

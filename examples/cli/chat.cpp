@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hymba chat: a conversation of many turns over one session. Only the text a turn adds is read; history never is again.
-#include "common.hpp"
-
 #include <hymba/core/error.hpp>
 #include <hymba/text/chat_template.hpp>
 
 #include <iostream>
 #include <memory>
 #include <utility>
+
+#include "common.hpp"
 
 namespace cli {
 
@@ -62,12 +62,13 @@ class Conversation {
       std::vector<hymba::ChatMessage> messages;
       if (!system_.empty()) messages.push_back({hymba::Role::system, system_});
       messages.push_back(said);
-      ids = tokenizer_.encode(hymba::render_chat(messages, tools_, contexts_), {.add_bos = false, .continuation = false});
+      ids =
+          tokenizer_.encode(hymba::render_chat(messages, tools_, contexts_), {.add_bos = false, .continuation = false});
     }
     if (static_cast<std::int64_t>(ids.size()) >= session_->room()) {
-      throw hymba::ContextError(message(
-          "the context is full: this turn needs ", ids.size(), " tokens and an answer, ", session_->room(), " of ",
-          session_->max_context(), " are left (/reset starts anew; --max-context makes room)"));
+      throw hymba::ContextError(message("the context is full: this turn needs ", ids.size(), " tokens and an answer, ",
+                                        session_->room(), " of ", session_->max_context(),
+                                        " are left (/reset starts anew; --max-context makes room)"));
     }
 
     const CatchInterrupt guard;
@@ -91,8 +92,9 @@ class Conversation {
     }
     answer_ = answer.text;
     held_ = answer.held;
-    report(answer, session_->position() - before - static_cast<std::int64_t>(answer.tokens.size()) +
-                       (answer.unread ? 1 : 0), read_seconds);
+    report(answer,
+           session_->position() - before - static_cast<std::int64_t>(answer.tokens.size()) + (answer.unread ? 1 : 0),
+           read_seconds);
   }
 
   void reset() {
@@ -123,10 +125,12 @@ class Conversation {
   }
 
   void save(const std::string& path) const {
-    const OrderedJson extra = {{"system", system_}, {"tools", OrderedJson(tools_).dump()},
-                               {"contexts", contexts_}, {"begun", begun_}, {"turns", turns_},
-                               {"answer", answer_}, {"held", held_}};
-    save_session(path, {"chat", open_.formats, session_->position(), session_->max_context(), extra, session_->snapshot()});
+    const OrderedJson extra = {{"system", system_},     {"tools", OrderedJson(tools_).dump()},
+                               {"contexts", contexts_}, {"begun", begun_},
+                               {"turns", turns_},       {"answer", answer_},
+                               {"held", held_}};
+    save_session(path,
+                 {"chat", open_.formats, session_->position(), session_->max_context(), extra, session_->snapshot()});
   }
   void load(const std::string& path) {
     const SavedSession saved = load_session(path, "chat");
@@ -171,18 +175,22 @@ class Conversation {
   void report(const Answer& answer, std::int64_t read, double read_seconds) const {
     const auto written = static_cast<std::int64_t>(answer.tokens.size());
     if (arguments_.common.json) {
-      put(json_line({{"turn", turns_}, {"text", answer.text}, {"finish", answer.finish}, {"read_tokens", read},
-                     {"new_tokens", written}, {"position", session_->position()},
-                     {"max_context", session_->max_context()}, {"read_seconds", read_seconds},
+      put(json_line({{"turn", turns_},
+                     {"text", answer.text},
+                     {"finish", answer.finish},
+                     {"read_tokens", read},
+                     {"new_tokens", written},
+                     {"position", session_->position()},
+                     {"max_context", session_->max_context()},
+                     {"read_seconds", read_seconds},
                      {"decode_seconds", answer.seconds}}));
       return;
     }
     if (!answer.text.ends_with('\n')) put("\n");
     if (arguments_.common.quiet) return;
     note(message("[turn ", turns_, ": read ", grouped(read), " tokens, ", fixed(rate(read, read_seconds), 1),
-                                "/s; wrote ", grouped(written), ", ", fixed(rate(written, answer.seconds), 1),
-                                "/s; holds ", grouped(session_->position()), " of ", grouped(session_->max_context()),
-                                "; ", answer.finish, "]"));
+                 "/s; wrote ", grouped(written), ", ", fixed(rate(written, answer.seconds), 1), "/s; holds ",
+                 grouped(session_->position()), " of ", grouped(session_->max_context()), "; ", answer.finish, "]"));
   }
 
   const ChatArguments& arguments_;
@@ -199,7 +207,8 @@ class Conversation {
 };
 
 constexpr const char* commands =
-    "/system TEXT, /tools FILE.json, /context FILE (before the first turn; without an argument they clear), /tool TEXT, "
+    "/system TEXT, /tools FILE.json, /context FILE (before the first turn; without an argument they clear), /tool "
+    "TEXT, "
     "/reset, /save FILE, /load FILE, /exit; //text is the text /text";
 
 /// One line of input. Returns false at the end of the conversation.
@@ -284,13 +293,16 @@ int chat(const ChatArguments& a) {
 }  // namespace
 
 void add_chat(CLI::App& app, Command& run) {
-  CLI::App* command = app.add_subcommand("chat", "Talk with a model; from a terminal, or one user turn per line of input");
+  CLI::App* command =
+      app.add_subcommand("chat", "Talk with a model; from a terminal, or one user turn per line of input");
   command->footer(std::string("While it runs: ") + commands +
                   "\n\nExample:\n  hymba chat --model DIR --system \"You are terse.\" --temperature 0.7\n");
   const auto a = std::make_shared<ChatArguments>();
   add_common(*command, a->common, "4096, or that of the loaded session");
   command->add_option("--system", a->system, "System message")->type_name("TEXT");
-  command->add_option("--tools", a->tools, "JSON array of tools the model may call")->type_name("FILE")->allow_extra_args(false);
+  command->add_option("--tools", a->tools, "JSON array of tools the model may call")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
   command->add_option("--context", a->contexts, "Text the model may use; may be given more than once")
       ->type_name("FILE")
       ->allow_extra_args(false);
@@ -299,9 +311,10 @@ void add_chat(CLI::App& app, Command& run) {
       ->type_name("TEXT")
       ->allow_extra_args(false);
   command->add_option("--save-session", a->save, "Write the conversation at the end")->type_name("FILE");
-  command->add_option("--load-session", a->load,
-                      "Go on with a saved conversation, with its formats and sampler; any sampling option starts the "
-                      "sampler anew")
+  command
+      ->add_option("--load-session", a->load,
+                   "Go on with a saved conversation, with its formats and sampler; any sampling option starts the "
+                   "sampler anew")
       ->type_name("FILE");
   add_sampling(*command, a->sampling);
   command->callback([&run, a] { run = [a] { return chat(*a); }; });

@@ -26,8 +26,8 @@
 
 namespace cli {
 
-
-// ---- options ----------------------------------------------------------------------------------------------------------
+// ---- options
+// ----------------------------------------------------------------------------------------------------------
 
 template <class Number>
 Number parse_number(const std::string& option, const std::string& text) {
@@ -42,7 +42,8 @@ Number parse_number(const std::string& option, const std::string& text) {
   } else {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size()) {
-      refuse(message("a whole number from ", std::numeric_limits<Number>::min(), " to ", std::numeric_limits<Number>::max()));
+      refuse(message("a whole number from ", std::numeric_limits<Number>::min(), " to ",
+                     std::numeric_limits<Number>::max()));
     }
   }
   return value;
@@ -55,12 +56,14 @@ template std::uint64_t parse_number<std::uint64_t>(const std::string&, const std
 void add_common(CLI::App& command, CommonOptions& o, const char* max_context_default) {
   command.add_option("--model", o.model, "Folder with config.json and the weights")->required()->type_name("DIR");
   add_number(command, "--threads", o.threads, "Threads; 0: all cores");
-  command.add_option("--weights", o.weights,
-                     "Weights in memory. Default: bf16 when every matrix of the checkpoint is BF16, else f32, so that "
-                     "nothing is lost")
+  command
+      .add_option("--weights", o.weights,
+                  "Weights in memory. Default: bf16 when every matrix of the checkpoint is BF16, else f32, so that "
+                  "nothing is lost")
       ->type_name("f32|bf16");
   command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
-  add_number(command, "--max-context", o.max_context, std::string("Tokens a session can hold. Default: ") + max_context_default);
+  add_number(command, "--max-context", o.max_context,
+             std::string("Tokens a session can hold. Default: ") + max_context_default);
   command.add_flag("--json", o.json, "Results as JSON");
   command.add_flag("--quiet", o.quiet, "Nothing on standard error but errors");
 }
@@ -89,15 +92,12 @@ void add_sampling(CLI::App& command, SamplingArguments& a) {
   add("--frequency-penalty", o.frequency_penalty, "Subtracted for each time the token is already there");
   add("--penalty-window", o.penalty_window, "Penalties see the last N tokens; -1: all");
   add("--seed", o.seed, "Same seed, same text. Default: 0");
-  a.all.push_back(command.add_flag("--greedy", a.greedy, "Always the most likely token")
-                      ->excludes(temperature)
-                      ->group("Sampling"));
+  a.all.push_back(
+      command.add_flag("--greedy", a.greedy, "Always the most likely token")->excludes(temperature)->group("Sampling"));
 }
 
 std::string name_of(hymba::Weights w) { return w == hymba::Weights::f32 ? "f32" : "bf16"; }
-std::string name_of(hymba::Cache c) {
-  return c == hymba::Cache::f32 ? "f32" : c == hymba::Cache::f16 ? "f16" : "bf16";
-}
+std::string name_of(hymba::Cache c) { return c == hymba::Cache::f32 ? "f32" : c == hymba::Cache::f16 ? "f16" : "bf16"; }
 hymba::Weights weights_named(std::string_view name) {
   for (const auto w : {hymba::Weights::f32, hymba::Weights::bf16}) {
     if (name == name_of(w)) return w;
@@ -111,7 +111,8 @@ hymba::Cache cache_named(std::string_view name) {
   throw UsageError(message("--cache is ", quoted(name), ", expected f32, f16 or bf16"));
 }
 
-// ---- model and tokeniser -----------------------------------------------------------------------------------------------
+// ---- model and tokeniser
+// -----------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -128,7 +129,8 @@ std::size_t machine_memory() {
 void check_fits(std::size_t bytes, const std::string& what) {
   const std::size_t memory = machine_memory();
   if (memory != 0 && bytes > memory) {
-    throw UsageError(message(what, " takes ", bytes_text(bytes), ", the machine has ", bytes_text(memory), " of memory"));
+    throw UsageError(
+        message(what, " takes ", bytes_text(bytes), ", the machine has ", bytes_text(memory), " of memory"));
   }
 }
 
@@ -158,9 +160,12 @@ template <hymba::Weights W>
 std::unique_ptr<AnyModel> make_with(hymba::Cache cache, const AnyArchitecture& a, hymba::TensorTable table,
                                     const std::string& source) {
   switch (cache) {
-    case hymba::Cache::f16: return make_model<W, hymba::Cache::f16>(a, std::move(table), source);
-    case hymba::Cache::bf16: return make_model<W, hymba::Cache::bf16>(a, std::move(table), source);
-    default: return make_model<W, hymba::Cache::f32>(a, std::move(table), source);
+    case hymba::Cache::f16:
+      return make_model<W, hymba::Cache::f16>(a, std::move(table), source);
+    case hymba::Cache::bf16:
+      return make_model<W, hymba::Cache::bf16>(a, std::move(table), source);
+    default:
+      return make_model<W, hymba::Cache::f32>(a, std::move(table), source);
   }
 }
 
@@ -219,8 +224,9 @@ std::size_t OpenModel::cache_bytes(std::int64_t max_context) const {
 
 std::unique_ptr<AnySession> OpenModel::session(SessionSettings settings, std::span<const std::byte> blob) const {
   if (settings.max_context > 0 && settings.max_context <= (std::int64_t{1} << 30)) {
-    check_fits(cache_bytes(settings.max_context) + static_cast<std::size_t>(settings.max_context) * sizeof(hymba::Token),
-               "a context of " + grouped(settings.max_context) + " tokens");
+    check_fits(
+        cache_bytes(settings.max_context) + static_cast<std::size_t>(settings.max_context) * sizeof(hymba::Token),
+        "a context of " + grouped(settings.max_context) + " tokens");
   }
   return blob.empty() ? model->session(settings) : model->restore(blob, settings);
 }
@@ -241,7 +247,8 @@ std::vector<hymba::Token> end_tokens(const hymba::Description& d, const hymba::T
   return out;
 }
 
-// ---- input ------------------------------------------------------------------------------------------------------------
+// ---- input
+// ------------------------------------------------------------------------------------------------------------
 
 std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary) {
   std::vector<hymba::Token> ids;
@@ -253,8 +260,7 @@ std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary) {
     hymba::Token id = -1;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), id);
     if (error != std::errc() || end != word.data() + word.size() || id < 0 || id >= vocabulary) {
-      throw UsageError(message("--ids: id ", ids.size(), " is ", quoted(word, 40), ", expected 0 to ",
-                               vocabulary - 1));
+      throw UsageError(message("--ids: id ", ids.size(), " is ", quoted(word, 40), ", expected 0 to ", vocabulary - 1));
     }
     ids.push_back(id);
     at = comma + 1;
@@ -265,7 +271,8 @@ std::vector<hymba::Token> parse_ids(std::string_view text, int vocabulary) {
 std::string read_file(const std::string& path) {
   const bool standard = path == "-";
   std::error_code error;
-  if (!standard && std::filesystem::is_directory(path, error)) throw UsageError("cannot read " + path + ": it is a folder");
+  if (!standard && std::filesystem::is_directory(path, error))
+    throw UsageError("cannot read " + path + ": it is a folder");
   errno = 0;
   std::FILE* file = standard ? stdin : std::fopen(path.c_str(), "rb");
   if (file == nullptr) throw UsageError("cannot open " + path + ": " + std::strerror(errno));
@@ -284,7 +291,8 @@ std::string read_file(const std::string& path) {
   return out;
 }
 
-// ---- generating -------------------------------------------------------------------------------------------------------
+// ---- generating
+// -------------------------------------------------------------------------------------------------------
 
 bool read_prompt(AnySession& session, std::span<const hymba::Token> tokens, bool progress) {
   constexpr std::size_t piece = 512;
@@ -344,10 +352,17 @@ Answer generate_answer(AnySession& session, const AnswerLimits& limits, const hy
     }
   }
   switch (generation.finish()) {
-    case hymba::Finish::stop_token: answer.finish = "stop_token"; break;
-    case hymba::Finish::length: answer.finish = "length"; break;
-    case hymba::Finish::context: answer.finish = "context"; break;
-    case hymba::Finish::running: break;
+    case hymba::Finish::stop_token:
+      answer.finish = "stop_token";
+      break;
+    case hymba::Finish::length:
+      answer.finish = "length";
+      break;
+    case hymba::Finish::context:
+      answer.finish = "context";
+      break;
+    case hymba::Finish::running:
+      break;
   }
   if (stream && !stop.stopped()) {
     deliver(stop.push(stream->finish()));
@@ -361,7 +376,8 @@ std::string json_line(const OrderedJson& json) {
   return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + '\n';
 }
 
-// ---- saved sessions ---------------------------------------------------------------------------------------------------
+// ---- saved sessions
+// ---------------------------------------------------------------------------------------------------
 
 // A line that names the format, a line of JSON, then the library's snapshot.
 namespace {
@@ -370,9 +386,12 @@ constexpr std::string_view session_magic = "hymba session 1\n";
 
 void save_session(const std::string& path, const SavedSession& saved) {
   refuse_special_file(path);
-  const OrderedJson header = {{"kind", saved.kind},           {"weights", name_of(saved.formats.weights)},
-                              {"cache", name_of(saved.formats.cache)}, {"position", saved.position},
-                              {"max_context", saved.max_context},      {"extra", saved.extra}};
+  const OrderedJson header = {{"kind", saved.kind},
+                              {"weights", name_of(saved.formats.weights)},
+                              {"cache", name_of(saved.formats.cache)},
+                              {"position", saved.position},
+                              {"max_context", saved.max_context},
+                              {"extra", saved.extra}};
   hymba::AtomicFile file(path);
   file.write(session_magic);
   file.write(json_line(header));
@@ -382,26 +401,31 @@ void save_session(const std::string& path, const SavedSession& saved) {
 
 SavedSession load_session(const std::string& path, std::string_view kind) {
   const std::string content = read_file(path);
-  const auto fail = [&](const std::string& what) -> hymba::FormatError { return hymba::FormatError(path + ": " + what); };
+  const auto fail = [&](const std::string& what) -> hymba::FormatError {
+    return hymba::FormatError(path + ": " + what);
+  };
   std::string_view rest = content;
   if (!rest.starts_with(session_magic)) throw fail("is not a session saved by hymba");
   rest.remove_prefix(session_magic.size());
   const std::size_t line = rest.find('\n');
   if (line == std::string_view::npos) throw fail("is cut short");
   // Checked by the strict reader (depth, size, one-line errors) before any use.
-  const hymba::Json header = hymba::parse_json(rest.substr(0, line), path, {.bytes = std::size_t{64} << 20, .depth = 16});
+  const hymba::Json header =
+      hymba::parse_json(rest.substr(0, line), path, {.bytes = std::size_t{64} << 20, .depth = 16});
   rest.remove_prefix(line + 1);
   SavedSession saved;
   try {
     saved.kind = header.at("kind").get<std::string>();
-    saved.formats = {weights_named(header.at("weights").get<std::string>()), cache_named(header.at("cache").get<std::string>())};
+    saved.formats = {weights_named(header.at("weights").get<std::string>()),
+                     cache_named(header.at("cache").get<std::string>())};
     saved.position = header.at("position").get<std::int64_t>();
     saved.max_context = header.at("max_context").get<std::int64_t>();
     saved.extra = header.at("extra");
   } catch (const hymba::Json::exception&) {
     throw fail("its header lacks a field or has one of another type");
   }
-  if (saved.kind != kind) throw fail("was saved by hymba " + saved.kind + ", expected one of hymba " + std::string(kind));
+  if (saved.kind != kind)
+    throw fail("was saved by hymba " + saved.kind + ", expected one of hymba " + std::string(kind));
   if (saved.position < 0 || saved.max_context < saved.position || saved.max_context > (std::int64_t{1} << 30)) {
     throw fail("its header holds a position or max_context out of range");
   }

@@ -3,9 +3,6 @@
 // What the commands share: their common options, opening a model, reading a prompt, generating an answer.
 #pragma once
 
-#include "any_model.hpp"
-#include "terminal.hpp"
-
 #include <hymba/text/stop_strings.hpp>
 #include <hymba/text/tokenizer.hpp>
 #include <hymba/variant/description.hpp>
@@ -26,6 +23,9 @@
 #include <utility>
 #include <vector>
 
+#include "any_model.hpp"
+#include "terminal.hpp"
+
 namespace cli {
 
 using OrderedJson = nlohmann::ordered_json;
@@ -39,7 +39,8 @@ void add_perplexity(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
 
-/// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in use.
+/// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in
+/// use.
 template <class Number>
 Number parse_number(const std::string& option, const std::string& text);
 
@@ -48,8 +49,8 @@ template <class Number>
 CLI::Option* add_number(CLI::App& command, const std::string& name, Number& value, const std::string& what) {
   static_assert(std::is_arithmetic_v<Number>);
   return command
-      .add_option_function<std::string>(name, [name, &value](const std::string& text) { value = parse_number<Number>(name, text); },
-                                        what)
+      .add_option_function<std::string>(
+          name, [name, &value](const std::string& text) { value = parse_number<Number>(name, text); }, what)
       ->type_name(std::is_floating_point_v<Number> ? "X" : "N");
 }
 
@@ -57,7 +58,7 @@ CLI::Option* add_number(CLI::App& command, const std::string& name, Number& valu
 struct CommonOptions {
   std::string model;
   int threads = 0;
-  std::string weights, cache;  ///< empty: not given
+  std::string weights, cache;    ///< empty: not given
   std::int64_t max_context = 0;  ///< 0: not given
   bool json = false, quiet = false;
 };
@@ -122,7 +123,8 @@ std::string read_file(const std::string& path);
 /// Ids of the config's and the tokeniser's end of text.
 std::vector<hymba::Token> end_tokens(const hymba::Description& description, const hymba::Tokenizer* tokenizer);
 
-/// Reads a prompt piece by piece, so that it can be interrupted and shows how far it is. Returns false when interrupted.
+/// Reads a prompt piece by piece, so that it can be interrupted and shows how far it is. Returns false when
+/// interrupted.
 bool read_prompt(AnySession& session, std::span<const hymba::Token> tokens, bool progress);
 
 struct AnswerLimits {
@@ -133,12 +135,12 @@ struct AnswerLimits {
 
 /// What was generated, and how it ended.
 struct Answer {
-  std::string text;                   ///< as shown
-  std::string held;                   ///< the text of the tokens that the session has read
-  std::vector<hymba::Token> tokens;   ///< all sampled ones but a stop token
+  std::string text;                  ///< as shown
+  std::string held;                  ///< the text of the tokens that the session has read
+  std::vector<hymba::Token> tokens;  ///< all sampled ones but a stop token
   std::vector<float> logprobs;
-  std::string finish;                 ///< length, stop_token, stop_string, context, interrupted
-  std::string stop;                   ///< the stop string
+  std::string finish;                  ///< length, stop_token, stop_string, context, interrupted
+  std::string stop;                    ///< the stop string
   std::optional<hymba::Token> unread;  ///< the last token, when the session has not read it
   double seconds = 0;
 };

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hymba generate: text from a prompt, shown as it comes.
-#include "common.hpp"
-
 #include <hymba/core/error.hpp>
 
 #include <algorithm>
 #include <memory>
 #include <utility>
+
+#include "common.hpp"
 
 namespace cli {
 
@@ -66,14 +66,16 @@ int generate(const GenerateArguments& a) {
   for (const std::string& text : a.stop_tokens) {
     stop_tokens.push_back(parse_number<hymba::Token>("--stop-token", text));
     if (stop_tokens.back() < 0 || stop_tokens.back() >= open.description.vocabulary) {
-      throw UsageError("--stop-token is " + text + ", expected 0 to " + std::to_string(open.description.vocabulary - 1));
+      throw UsageError("--stop-token is " + text + ", expected 0 to " +
+                       std::to_string(open.description.vocabulary - 1));
     }
   }
 
   SessionSettings settings{.max_context = a.common.max_context, .prefill_chunk = 512, .threads = a.common.threads};
   if (settings.max_context == 0) {
     const std::int64_t before = saved ? saved->position : 0;
-    settings.max_context = std::max(before + static_cast<std::int64_t>(prompt.size()) + a.max_new_tokens, std::int64_t{1});
+    settings.max_context =
+        std::max(before + static_cast<std::int64_t>(prompt.size()) + a.max_new_tokens, std::int64_t{1});
   }
   const Stopwatch load_watch;
   const std::unique_ptr<AnySession> session =
@@ -86,7 +88,8 @@ int generate(const GenerateArguments& a) {
   const bool read = read_prompt(*session, prompt, stderr_is_terminal() && !a.common.quiet);
   const double prompt_seconds = prompt_watch.seconds();
 
-  AnswerLimits limits{.max_new_tokens = a.max_new_tokens, .stop_tokens = std::move(stop_tokens), .stop_strings = a.stop};
+  AnswerLimits limits{
+      .max_new_tokens = a.max_new_tokens, .stop_tokens = std::move(stop_tokens), .stop_strings = a.stop};
   if (!a.ignore_eos) {
     for (const hymba::Token t : end_tokens(open.description, tokenizer ? &*tokenizer : nullptr)) {
       limits.stop_tokens.push_back(t);
@@ -126,12 +129,11 @@ int generate(const GenerateArguments& a) {
     put(json_line(out));
   } else if (!a.common.quiet) {
     note(message("prompt: ", grouped(static_cast<std::int64_t>(prompt.size())), " tokens, ",
-                                fixed(rate(static_cast<std::int64_t>(prompt.size()), prompt_seconds), 1),
-                                " tokens/s; generated: ", grouped(static_cast<std::int64_t>(answer.tokens.size())),
-                                " tokens, ", fixed(rate(static_cast<std::int64_t>(answer.tokens.size()), answer.seconds), 1),
-                                " tokens/s; cache: ", bytes_text(cache), " (", name_of(open.formats.cache),
-                                "); weights: ", name_of(open.formats.weights), "; loaded in ", fixed(load_seconds, 2),
-                                " s; finish: ", answer.finish));
+                 fixed(rate(static_cast<std::int64_t>(prompt.size()), prompt_seconds), 1),
+                 " tokens/s; generated: ", grouped(static_cast<std::int64_t>(answer.tokens.size())), " tokens, ",
+                 fixed(rate(static_cast<std::int64_t>(answer.tokens.size()), answer.seconds), 1), " tokens/s; cache: ",
+                 bytes_text(cache), " (", name_of(open.formats.cache), "); weights: ", name_of(open.formats.weights),
+                 "; loaded in ", fixed(load_seconds, 2), " s; finish: ", answer.finish));
   }
   return answer.finish == "interrupted" ? 130 : 0;
 }
@@ -140,16 +142,19 @@ int generate(const GenerateArguments& a) {
 
 void add_generate(CLI::App& app, Command& run) {
   CLI::App* command = app.add_subcommand("generate", "Continue a prompt");
-  command->footer("Example:\n  hymba generate --model DIR --prompt \"The capital of France is\" --temperature 0.7 --seed 1\n");
+  command->footer(
+      "Example:\n  hymba generate --model DIR --prompt \"The capital of France is\" --temperature 0.7 --seed 1\n");
   const auto a = std::make_shared<GenerateArguments>();
   add_common(*command, a->common, "prompt and --max-new-tokens together");
   a->prompt_option = command->add_option("--prompt", a->prompt, "Text to continue")->type_name("TEXT");
-  a->prompt_file_option = command->add_option("--prompt-file", a->prompt_file, "The same from a file; -: standard input")
-                              ->type_name("FILE")
-                              ->excludes(a->prompt_option);
-  a->ids_option = command->add_option("--ids", a->ids,
-                                      "Token ids in place of text, as 1,2,3: nothing is added to them, no tokenizer is "
-                                      "needed, and ids are printed")
+  a->prompt_file_option =
+      command->add_option("--prompt-file", a->prompt_file, "The same from a file; -: standard input")
+          ->type_name("FILE")
+          ->excludes(a->prompt_option);
+  a->ids_option = command
+                      ->add_option("--ids", a->ids,
+                                   "Token ids in place of text, as 1,2,3: nothing is added to them, no tokenizer is "
+                                   "needed, and ids are printed")
                       ->type_name("IDS")
                       ->excludes(a->prompt_option)
                       ->excludes(a->prompt_file_option);
@@ -164,9 +169,10 @@ void add_generate(CLI::App& app, Command& run) {
   command->add_flag("--no-bos", a->no_bos, "Do not put the beginning of text in front of the prompt");
   command->add_flag("--logprobs", a->logprobs, "Log-probabilities of the generated tokens; with --json");
   command->add_option("--save-session", a->save, "Write the session at the end")->type_name("FILE");
-  command->add_option("--load-session", a->load,
-                      "Go on from a saved session, with its formats and sampler; a prompt continues its text, and any "
-                      "sampling option starts the sampler anew")
+  command
+      ->add_option("--load-session", a->load,
+                   "Go on from a saved session, with its formats and sampler; a prompt continues its text, and any "
+                   "sampling option starts the sampler anew")
       ->type_name("FILE");
   add_sampling(*command, a->sampling);
   command->callback([&run, a] { run = [a] { return generate(*a); }; });

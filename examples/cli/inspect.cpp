@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hymba inspect: what a folder holds, what it costs, and its C++ type. Works without weights.
-#include "common.hpp"
-
 #include <hymba/core/error.hpp>
 #include <hymba/core/tensor_check.hpp>
 #include <hymba/io/architecture_from.hpp>
@@ -16,6 +14,8 @@
 #include <memory>
 #include <system_error>
 #include <utility>
+
+#include "common.hpp"
 
 namespace cli {
 
@@ -32,10 +32,14 @@ std::string kind_text(hymba::LayerKind kind) {
 }
 std::string rope_text(hymba::RopeKind kind) {
   switch (kind) {
-    case hymba::RopeKind::standard: return "default";
-    case hymba::RopeKind::ntk: return "ntk";
-    case hymba::RopeKind::dynamic_ntk: return "dynamic_ntk";
-    default: return "none";
+    case hymba::RopeKind::standard:
+      return "default";
+    case hymba::RopeKind::ntk:
+      return "ntk";
+    case hymba::RopeKind::dynamic_ntk:
+      return "dynamic_ntk";
+    default:
+      return "none";
   }
 }
 std::string norm_text(hymba::QkNorm norm) {
@@ -108,25 +112,37 @@ OrderedJson as_json(const Inspection& x, bool tensors) {
     layer["parameters"] = layer_parameters(a, i);
     layers.push_back(std::move(layer));
   }
-  OrderedJson out{{"folder", x.folder}, {"parameters", hymba::parameters(a)}, {"width", a.width}, {"vocabulary", a.vocabulary},
-                  {"meta_tokens", a.meta_tokens()}, {"tied_embeddings", a.tied_embeddings},
-                  {"projection_bias", a.projection_bias}, {"rms_eps", a.rms_eps}};
+  OrderedJson out{{"folder", x.folder},
+                  {"parameters", hymba::parameters(a)},
+                  {"width", a.width},
+                  {"vocabulary", a.vocabulary},
+                  {"meta_tokens", a.meta_tokens()},
+                  {"tied_embeddings", a.tied_embeddings},
+                  {"projection_bias", a.projection_bias},
+                  {"rms_eps", a.rms_eps}};
   if (attention) {
-    out["attention"] = {{"query_heads", d.query_heads}, {"kv_heads", d.kv_heads}, {"key_width", d.key_width},
-                        {"value_width", d.value_width}, {"qk_norm", norm_text(d.qk_norm)}, {"rope", rope_text(d.rope)},
-                        {"rope_base", d.rope_base}, {"max_positions", d.max_positions},
+    out["attention"] = {{"query_heads", d.query_heads},
+                        {"kv_heads", d.kv_heads},
+                        {"key_width", d.key_width},
+                        {"value_width", d.value_width},
+                        {"qk_norm", norm_text(d.qk_norm)},
+                        {"rope", rope_text(d.rope)},
+                        {"rope_base", d.rope_base},
+                        {"max_positions", d.max_positions},
                         {"original_positions", d.original_positions}};
   }
   if (ssm) {
-    out["ssm"] = {{"kind", d.ssm.view()}, {"inner", d.inner}, {"state", d.d_state}, {"conv_taps", d.conv_taps},
-                  {"dt_rank", d.dt_rank}, {"inner_norms", d.inner_norms}, {"conv_bias", d.conv_bias}};
+    out["ssm"] = {{"kind", d.ssm.view()},     {"inner", d.inner},     {"state", d.d_state},
+                  {"conv_taps", d.conv_taps}, {"dt_rank", d.dt_rank}, {"inner_norms", d.inner_norms},
+                  {"conv_bias", d.conv_bias}};
   }
   if (hybrid) out["fusion"] = d.fusion.view();
   out["mlp"] = {{"kind", d.mlp.view()}, {"width", d.mlp_width}};
   out["layers"] = std::move(layers);
   OrderedJson costs = OrderedJson::array();
   for (const std::int64_t context : x.contexts) {
-    costs.push_back({{"context", context}, {"cache_bytes", hymba::cache_bytes(a, 2, context)},
+    costs.push_back({{"context", context},
+                     {"cache_bytes", hymba::cache_bytes(a, 2, context)},
                      {"transformer_cache_bytes", hymba::transformer_cache_bytes(a, 2, context)}});
   }
   out["cache_element_bytes"] = 2;
@@ -180,7 +196,7 @@ class Table {
 };
 
 std::string as_text(const Inspection& x, bool tensors) {
-    const AnyArchitecture& a = x.a;
+  const AnyArchitecture& a = x.a;
   const hymba::Description& d = x.d;
   const OrderedJson json = as_json(x, false);
   std::string out = x.folder + '\n';
@@ -194,7 +210,8 @@ std::string as_text(const Inspection& x, bool tensors) {
   if (json.contains("attention")) {
     std::string rope = rope_text(d.rope);
     if (d.rope != hymba::RopeKind::none) rope += message(" (base ", d.rope_base);
-    if (d.rope == hymba::RopeKind::ntk) rope += message(", ", d.max_positions, " positions from ", d.original_positions);
+    if (d.rope == hymba::RopeKind::ntk)
+      rope += message(", ", d.max_positions, " positions from ", d.original_positions);
     if (d.rope == hymba::RopeKind::dynamic_ntk) rope += message(", past ", d.original_positions);
     if (d.rope != hymba::RopeKind::none) rope += ")";
     line("attention", message(d.query_heads, " query heads, ", d.kv_heads, " key/value heads, keys ", d.key_width,
@@ -213,8 +230,12 @@ std::string as_text(const Inspection& x, bool tensors) {
   for (int i = 0; i < a.layers; ++i) {
     const hymba::LayerPlan& row = a.plan[i];
     layers.add({std::to_string(i), kind_text(row.kind),
-                !row.has_attention() ? "-" : row.window == 0 ? "global" : "window " + std::to_string(row.window),
-                !row.has_attention() ? "-" : row.source == i ? "own" : "of layer " + std::to_string(row.source),
+                !row.has_attention() ? "-"
+                : row.window == 0    ? "global"
+                                     : "window " + std::to_string(row.window),
+                !row.has_attention() ? "-"
+                : row.source == i    ? "own"
+                                     : "of layer " + std::to_string(row.source),
                 message(a.input_rows(i), " x ", a.width), message(a.width, " x ", a.mixed_width(i)),
                 grouped(layer_parameters(a, i))});
   }
@@ -236,13 +257,15 @@ std::string as_text(const Inspection& x, bool tensors) {
            " in 16 bits\n";
     return out;
   }
-  out += message("  ", x.tensors.tensors.size(), " tensors, ", bytes_text(x.tensor_bytes), "; every name and shape fits\n");
+  out += message("  ", x.tensors.tensors.size(), " tensors, ", bytes_text(x.tensor_bytes),
+                 "; every name and shape fits\n");
   for (const auto& [name, total] : x.by_type) {
     out += message("  ", name, ": ", total.first, " tensors, ", bytes_text(total.second), '\n');
   }
   if (tensors) {
     Table table({"tensor", "type", "shape"});
-    for (const auto& [name, t] : x.tensors.tensors) table.add({name, hymba::dtype_name(t.dtype), hymba::shape_text(t.shape)});
+    for (const auto& [name, t] : x.tensors.tensors)
+      table.add({name, hymba::dtype_name(t.dtype), hymba::shape_text(t.shape)});
     out += '\n' + table.text();
   }
   return out;
@@ -268,12 +291,14 @@ int inspect(const InspectArguments& a) {
 }  // namespace
 
 void add_inspect(CLI::App& app, Command& run) {
-  CLI::App* command = app.add_subcommand("inspect", "Show shapes, costs and the C++ type of a model; config.json is enough");
+  CLI::App* command =
+      app.add_subcommand("inspect", "Show shapes, costs and the C++ type of a model; config.json is enough");
   command->footer("Examples:\n  hymba inspect DIR\n  hymba inspect DIR --emit-variant MyModel > my_model.hpp\n");
   const auto a = std::make_shared<InspectArguments>();
   command->add_option("dir", a->folder, "Folder with config.json, and weights or none")->type_name("DIR");
   command->add_option("--model", a->model, "The same")->type_name("DIR");
-  command->add_option("--emit-variant", a->emit, "Print the C++ type for this config.json under this name instead")->type_name("NAME");
+  command->add_option("--emit-variant", a->emit, "Print the C++ type for this config.json under this name instead")
+      ->type_name("NAME");
   add_number(*command, "--max-context", a->max_context, "One more context length in the table of costs");
   command->add_flag("--tensors", a->tensors, "List every tensor of the checkpoint");
   command->add_flag("--json", a->json, "Results as JSON");

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hymba logits: the logits behind every given token, as a safetensors file.
-#include "common.hpp"
-
 #include <hymba/core/error.hpp>
 #include <hymba/io/safetensors.hpp>
 
@@ -11,6 +9,8 @@
 #include <optional>
 #include <span>
 #include <vector>
+
+#include "common.hpp"
 
 namespace cli {
 
@@ -55,8 +55,12 @@ int logits(const LogitsArguments& a) {
       {"logits", hymba::DType::f32, {count, vocabulary}, std::as_bytes(std::span<const float>(all))}};
   hymba::write_safetensors(a.out, tensors);
   if (a.common.json) {
-    put(json_line({{"out", a.out}, {"ids", count}, {"vocabulary", vocabulary}, {"prefill", first},
-                   {"weights", name_of(open.formats.weights)}, {"cache", name_of(open.formats.cache)}}));
+    put(json_line({{"out", a.out},
+                   {"ids", count},
+                   {"vocabulary", vocabulary},
+                   {"prefill", first},
+                   {"weights", name_of(open.formats.weights)},
+                   {"cache", name_of(open.formats.cache)}}));
   }
   return 0;
 }
@@ -70,9 +74,10 @@ void add_logits(CLI::App& app, Command& run) {
   add_common(*command, a->common, "the number of ids");
   command->add_option("--ids", a->ids, "Token ids, as 1,2,3; nothing is added to them")->type_name("IDS")->required();
   command->add_option("--out", a->out, "Gets the tensor logits, F32, [ids, vocabulary]")->type_name("FILE")->required();
-  command->add_option_function<std::string>(
-      "--prefill", [a](const std::string& text) { a->prefill = parse_number<std::int64_t>("--prefill", text); },
-      "The first N ids in one chunk, the rest one by one through the cache. Default: all in one chunk")
+  command
+      ->add_option_function<std::string>(
+          "--prefill", [a](const std::string& text) { a->prefill = parse_number<std::int64_t>("--prefill", text); },
+          "The first N ids in one chunk, the rest one by one through the cache. Default: all in one chunk")
       ->type_name("N");
   add_idle_seed(*command);
   command->callback([&run, a] { run = [a] { return logits(*a); }; });

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hymba: generate, chat, perplexity, inspect, logits. Results go to standard output, everything else to standard error; an
-// error is one line and exit code 2.
-#include "common.hpp"
-
+// hymba: generate, chat, perplexity, inspect, logits. Results go to standard output, everything else to standard error;
+// an error is one line and exit code 2.
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
 
 #include <exception>
 #include <memory>
 #include <new>
+
+#include "common.hpp"
 
 namespace {
 
@@ -18,9 +18,7 @@ int fail(const std::string& what) {
   return 2;
 }
 
-std::string version() {
-  return cli::message(HYMBA_VERSION_MAJOR, '.', HYMBA_VERSION_MINOR, '.', HYMBA_VERSION_PATCH);
-}
+std::string version() { return cli::message(HYMBA_VERSION_MAJOR, '.', HYMBA_VERSION_MINOR, '.', HYMBA_VERSION_PATCH); }
 
 int run(int argc, char** argv) {
   CLI::App app("Runs Hymba hybrid-head language models on this machine's CPU.", "hymba");

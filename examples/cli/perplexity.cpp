@@ -3,10 +3,8 @@
 // hymba perplexity: how well a model predicts a text.
 //
 // The text is cut into windows of --max-context tokens, each --stride after the one before (half a window by default).
-// Every window starts from the meta tokens alone. It scores the tokens that the one before did not, so every token but the
-// first is scored once, with at least max_context - stride + 1 tokens before it where the text has them.
-#include "common.hpp"
-
+// Every window starts from the meta tokens alone. It scores the tokens that the one before did not, so every token but
+// the first is scored once, with at least max_context - stride + 1 tokens before it where the text has them.
 #include <hymba/core/error.hpp>
 
 #include <algorithm>
@@ -14,6 +12,8 @@
 #include <memory>
 #include <numbers>
 #include <utility>
+
+#include "common.hpp"
 
 namespace cli {
 
@@ -94,7 +94,10 @@ int perplexity(const PerplexityArguments& a) {
   const double per_byte = bytes > 0 ? nats / std::numbers::ln2 / static_cast<double>(bytes) : 0;
   if (!std::isfinite(nats)) throw hymba::Error("the model's logits are not all finite numbers");
   if (a.common.json) {
-    OrderedJson out{{"tokens", count}, {"scored_tokens", scored}, {"nats", nats}, {"nats_per_token", per_token},
+    OrderedJson out{{"tokens", count},
+                    {"scored_tokens", scored},
+                    {"nats", nats},
+                    {"nats_per_token", per_token},
                     {"perplexity", std::exp(per_token)}};
     if (bytes > 0) {
       out["bytes"] = bytes;
@@ -115,8 +118,8 @@ int perplexity(const PerplexityArguments& a) {
   put(report);
   if (!a.common.quiet) {
     note(message(windows, " windows of ", window, " tokens, stride ", stride, "; ",
-                                fixed(rate(scored, watch.seconds()), 1), " tokens/s; weights: ",
-                                name_of(open.formats.weights), ", cache: ", name_of(open.formats.cache)));
+                 fixed(rate(scored, watch.seconds()), 1), " tokens/s; weights: ", name_of(open.formats.weights),
+                 ", cache: ", name_of(open.formats.cache)));
   }
   return 0;
 }
@@ -131,10 +134,12 @@ void add_perplexity(CLI::App& app, Command& run) {
              "the config's max_position_embeddings, at most 2048. Longer texts go in windows of that many tokens");
   a->file_option = command->add_option("file", a->file, "Text; -: standard input")->type_name("FILE");
   a->ids_option = command->add_option("--ids", a->ids, "Token ids in place of text, as 1,2,3")->type_name("IDS");
-  add_number(*command, "--stride", a->stride,
-             "Tokens from one window to the next; every token is scored once, with more than max-context - stride tokens "
-             "before it. Default: half of max-context");
-  command->add_flag("--no-bos", a->no_bos, "Do not put the beginning of text in front (the first token is never scored)");
+  add_number(
+      *command, "--stride", a->stride,
+      "Tokens from one window to the next; every token is scored once, with more than max-context - stride tokens "
+      "before it. Default: half of max-context");
+  command->add_flag("--no-bos", a->no_bos,
+                    "Do not put the beginning of text in front (the first token is never scored)");
   command->add_flag("--progress", a->progress, "Show progress on standard error even when it is no terminal");
   add_idle_seed(*command);
   command->callback([&run, a] { run = [a] { return perplexity(*a); }; });

@@ -70,7 +70,11 @@ CatchInterrupt::~CatchInterrupt() { std::signal(SIGINT, SIG_DFL); }
 bool interrupted() { return interrupt_seen != 0; }
 
 Progress::Progress(std::string label, std::int64_t total, bool shown)
-    : label_(std::move(label)), total_(std::max<std::int64_t>(total, 1)), shown_(shown), begin_(Clock::now()), last_(begin_) {}
+    : label_(std::move(label)),
+      total_(std::max<std::int64_t>(total, 1)),
+      shown_(shown),
+      begin_(Clock::now()),
+      last_(begin_) {}
 
 Progress::~Progress() {
   if (drawn_) std::fputs("\r\x1b[K", stderr);

@@ -35,7 +35,8 @@ inline std::string quoted(std::string_view text, std::size_t most = 100) {
 /// The reader of standard output has gone, as in `hymba ... | head`.
 struct OutputClosed {};
 
-/// Closed standard streams are replaced, so that no file is opened in their place; a broken pipe is an error, no signal.
+/// Closed standard streams are replaced, so that no file is opened in their place; a broken pipe is an error, no
+/// signal.
 void prepare_streams();
 
 /// Writes to standard output and flushes.

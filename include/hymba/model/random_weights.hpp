@@ -53,7 +53,9 @@ struct RandomFill {
 
 inline RandomFill random_fill(const TensorSpec& t, int layers) {
   const std::string_view name = t.name;
-  const auto deviation = [](double d) { return RandomFill{RandomFill::Kind::uniform, 0, static_cast<float>(d * std::sqrt(3.0))}; };
+  const auto deviation = [](double d) {
+    return RandomFill{RandomFill::Kind::uniform, 0, static_cast<float>(d * std::sqrt(3.0))};
+  };
   const double inputs = static_cast<double>(t.dims[1]);
   if (name.ends_with("A_log.0")) return {RandomFill::Kind::log_states};
   if (name.ends_with("dt_proj.0.bias")) return {RandomFill::Kind::time_step_bias};
@@ -104,7 +106,8 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
     for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) { specs.emplace_back(prefix + t.name, t); });
   }
   std::size_t bytes = 0;
-  for (const auto& [name, t] : specs) bytes += aligned_size(static_cast<std::size_t>(t.elements()) * dtype_bytes(dtype));
+  for (const auto& [name, t] : specs)
+    bytes += aligned_size(static_cast<std::size_t>(t.elements()) * dtype_bytes(dtype));
   auto memory = std::make_shared<AlignedBuffer>(bytes, Uninitialised{});
 
   TensorTable table;
@@ -120,9 +123,15 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
       });
     };
     switch (dtype) {
-      case DType::f32: filled_as([](float v) { return v; }); break;
-      case DType::f16: filled_as([](float v) { return f16(v); }); break;
-      case DType::bf16: filled_as([](float v) { return bf16(v); }); break;
+      case DType::f32:
+        filled_as([](float v) { return v; });
+        break;
+      case DType::f16:
+        filled_as([](float v) { return f16(v); });
+        break;
+      case DType::bf16:
+        filled_as([](float v) { return bf16(v); });
+        break;
     }
     const std::size_t size = static_cast<std::size_t>(t.elements()) * dtype_bytes(dtype);
     table.tensors[name] = {dtype, {t.dims.begin(), t.dims.begin() + t.rank}, {next, size}};
