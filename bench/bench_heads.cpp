@@ -4,11 +4,9 @@
 // global and window layers, caches in f32, f16 and bf16), selective scan beside its plain loop, convolution, norms,
 // rotary embedding, SwiGLU.
 //
-// Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth that
-// this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
+// Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth
+// that this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
 // Environment: HYMBA_BENCH_THREADS (default: all).
-#include "limits.hpp"
-
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/kernels/activations.hpp>
@@ -30,6 +28,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include "limits.hpp"
 
 namespace {
 
@@ -101,8 +101,12 @@ struct Caches {
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = Element(source[i % source.size()]);
   }
   KeyValueSegment<Element> segment(std::int64_t copy, std::int64_t row, std::int64_t first, std::int64_t count) const {
-    return {keys.data() + copy * length * G * dk + row * dk, values.data() + copy * length * G * dv + row * dv,
-            length * dk, length * dv, first, count};
+    return {keys.data() + copy * length * G * dk + row * dk,
+            values.data() + copy * length * G * dv + row * dv,
+            length * dk,
+            length * dv,
+            first,
+            count};
   }
 };
 
@@ -122,8 +126,9 @@ void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bo
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
   double seen = 0;
   for (std::int64_t i = past; i < end; ++i) {
-    seen += static_cast<double>(windowed ? std::min(i + 1, std::min(i, window) + 1 + std::min(meta, std::max<std::int64_t>(0, i - window)))
-                                         : i + 1);
+    seen += static_cast<double>(
+        windowed ? std::min(i + 1, std::min(i, window) + 1 + std::min(meta, std::max<std::int64_t>(0, i - window)))
+                 : i + 1);
   }
   Meter meter(state);
   std::int64_t copy = 0;
@@ -134,8 +139,9 @@ void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bo
     if (pinned > 0) s.segments[s.segment_count++] = caches.segment(copy, 0, 0, pinned);
     s.segments[s.segment_count++] = caches.segment(copy, pinned, low, end - low);
     meter.start();
-    Kernel::run<Element>(exec, Scratch{memory.data(), per_thread}, shape, MatrixView<const float>(q.data(), rows, H * dk),
-                         std::span<const AttentionSequence<Element>>(&s, 1), MatrixView<float>(out.data(), rows, H * dv));
+    Kernel::run<Element>(
+        exec, Scratch{memory.data(), per_thread}, shape, MatrixView<const float>(q.data(), rows, H * dk),
+        std::span<const AttentionSequence<Element>>(&s, 1), MatrixView<float>(out.data(), rows, H * dv));
     meter.stop();
     copy = (copy + 1) % caches.copies;
     benchmark::ClobberMemory();
@@ -149,8 +155,13 @@ struct ScanData {
   std::int64_t rows, wide = H * dk + G * (dk + dv) + 2 * E;
   std::vector<float> projected, c, dt, bc, a, d, state, y;
   explicit ScanData(std::int64_t r)
-      : rows(r), projected(random_floats(r * wide)), c(random_floats(r * E)), dt(random_floats(r * E, -3.0f)),
-        bc(random_floats(r * (100 + 2 * N))), d(random_floats(E)), state(random_floats(N * E)),
+      : rows(r),
+        projected(random_floats(r * wide)),
+        c(random_floats(r * E)),
+        dt(random_floats(r * E, -3.0f)),
+        bc(random_floats(r * (100 + 2 * N))),
+        d(random_floats(E)),
+        state(random_floats(N * E)),
         y(static_cast<std::size_t>(r * E)) {
     for (int n = 0; n < N; ++n) {
       for (int e = 0; e < E; ++e) a.push_back(-static_cast<float>(n + 1));
@@ -196,9 +207,9 @@ void convolution(benchmark::State& state, std::int64_t rows) {
   Meter meter(state);
   for (auto _ : state) {
     meter.start();
-    kernel_for<op::Conv1d, Arch>::run(exec, Scratch{}, MatrixView<const float>(data.projected.data(), rows, E, data.wide),
-                                      weight.data(), bias.data(), K, std::span<const ConvSequence>(&s, 1),
-                                      MatrixView<float>(y.data(), rows, E));
+    kernel_for<op::Conv1d, Arch>::run(
+        exec, Scratch{}, MatrixView<const float>(data.projected.data(), rows, E, data.wide), weight.data(), bias.data(),
+        K, std::span<const ConvSequence>(&s, 1), MatrixView<float>(y.data(), rows, E));
     meter.stop();
     benchmark::ClobberMemory();
   }
@@ -223,8 +234,8 @@ void rms_norm(benchmark::State& state, std::int64_t rows) {
   const auto x = random_floats(rows * D), w = random_floats(D);
   std::vector<float> y(x.size());
   rows_of(state, 8.0 * D, rows, [&](auto& exec) {
-    kernel_for<op::RmsNorm, arch::best>::run(exec, Scratch{}, MatrixView<const float>(x.data(), rows, D), w.data(), 1e-6f,
-                                             MatrixView<float>(y.data(), rows, D));
+    kernel_for<op::RmsNorm, arch::best>::run(exec, Scratch{}, MatrixView<const float>(x.data(), rows, D), w.data(),
+                                             1e-6f, MatrixView<float>(y.data(), rows, D));
   });
 }
 void fuse_norms(benchmark::State& state, std::int64_t rows) {

@@ -23,7 +23,9 @@ template <class T>
 class Matrix {
  public:
   Matrix(std::int64_t rows, std::int64_t cols, std::int64_t gap = 0)
-      : rows_(rows), cols_(cols), stride_(cols + gap),
+      : rows_(rows),
+        cols_(cols),
+        stride_(cols + gap),
         data_(static_cast<std::size_t>(rows > 0 ? (rows - 1) * stride_ + cols : 0), T(mark)) {}
   hymba::MatrixView<T> view() { return {data_.data(), rows_, cols_, stride_}; }
   hymba::MatrixView<const T> view() const { return {data_.data(), rows_, cols_, stride_}; }

@@ -4,15 +4,15 @@
 
 #include <doctest/doctest.h>
 
-#include "kernel_test.hpp"
-#include "tolerance.hpp"
-
 #include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
 
 using namespace hymba_test;
 using hymba::MatrixView;
@@ -30,7 +30,8 @@ template <class F>
 float apply(F f, float x) {
   std::array<float, 64> out{};
   simd::store<A>(out.data(), f(simd::floats<A>(x)));
-  for (std::int64_t i = 1; i < simd::lanes<A>; ++i) CHECK(std::bit_cast<std::uint32_t>(out[0]) == std::bit_cast<std::uint32_t>(out[static_cast<std::size_t>(i)]));
+  for (std::int64_t i = 1; i < simd::lanes<A>; ++i)
+    CHECK(std::bit_cast<std::uint32_t>(out[0]) == std::bit_cast<std::uint32_t>(out[static_cast<std::size_t>(i)]));
   return out[0];
 }
 
@@ -119,28 +120,31 @@ void check_relu2(std::uint32_t seed) {
 TEST_CASE("vector functions stay within their bounds over the whole range") {
   const auto np = [](auto f) { return f; };
   SUBCASE("exp2") {
-    sample(np([](const simd::floats<A>& x) { return simd::exp2_nonpositive<A>(x); }),
-           [](double x) { return std::exp2(x); }, simd::exp2_error, 3e38f, false, true, smallest_normal);
+    sample(
+        np([](const simd::floats<A>& x) { return simd::exp2_nonpositive<A>(x); }),
+        [](double x) { return std::exp2(x); }, simd::exp2_error, 3e38f, false, true, smallest_normal);
   }
   SUBCASE("exp") {
-    sample(np([](const simd::floats<A>& x) { return simd::exp_nonpositive<A>(x); }),
-           [](double x) { return std::exp(x); }, simd::exp_error, 3e38f, false, true, smallest_normal);
+    sample(
+        np([](const simd::floats<A>& x) { return simd::exp_nonpositive<A>(x); }), [](double x) { return std::exp(x); },
+        simd::exp_error, 3e38f, false, true, smallest_normal);
   }
   SUBCASE("sigmoid") {
-    sample(np([](const simd::floats<A>& x) { return simd::sigmoid<A>(x); }),
-           [](double x) { return hymba::reference::sigmoid(x); }, simd::sigmoid_error, 3e38f, true, true,
-           smallest_normal);
+    sample(
+        np([](const simd::floats<A>& x) { return simd::sigmoid<A>(x); }),
+        [](double x) { return hymba::reference::sigmoid(x); }, simd::sigmoid_error, 3e38f, true, true, smallest_normal);
   }
   SUBCASE("softplus") {
-    sample(np([](const simd::floats<A>& x) { return simd::softplus<A>(x); }),
-           [](double x) { return hymba::reference::softplus(x); }, simd::softplus_error, 3e38f, true, true,
-           smallest_normal);
+    sample(
+        np([](const simd::floats<A>& x) { return simd::softplus<A>(x); }),
+        [](double x) { return hymba::reference::softplus(x); }, simd::softplus_error, 3e38f, true, true,
+        smallest_normal);
   }
   SUBCASE("silu") {
     // Where sigmoid is zero instead of subnormal, silu is off by |x| times the smallest normal number at most.
-    sample(np([](const simd::floats<A>& x) { return simd::silu<A>(x); }),
-           [](double x) { return hymba::reference::silu(x); }, simd::silu_error, 3e38f, true, true,
-           128 * smallest_normal);
+    sample(
+        np([](const simd::floats<A>& x) { return simd::silu<A>(x); }),
+        [](double x) { return hymba::reference::silu(x); }, simd::silu_error, 3e38f, true, true, 128 * smallest_normal);
   }
 }
 
@@ -163,7 +167,8 @@ TEST_CASE("vector functions at the edges") {
   CHECK(apply(silu, -infinity) == 0.0f);
   CHECK(apply(softplus, infinity) == infinity);
   CHECK(apply(softplus, -infinity) == 0.0f);
-  for (const auto& value : {apply(exp2, nan), apply(exp, nan), apply(sigmoid, nan), apply(silu, nan), apply(softplus, nan)}) {
+  for (const auto& value :
+       {apply(exp2, nan), apply(exp, nan), apply(sigmoid, nan), apply(silu, nan), apply(softplus, nan)}) {
     CHECK(std::isnan(value));
   }
 }

@@ -4,15 +4,15 @@
 
 #include <doctest/doctest.h>
 
-#include "kernel_test.hpp"
-#include "tolerance.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <vector>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
 
 using namespace hymba_test;
 using hymba::AttentionSequence;
@@ -35,7 +35,8 @@ class Cache {
  public:
   Cache(const AttentionShape& shape, std::int64_t length, Random& random) : shape_(shape), length_(length) {
     for (std::int64_t i = 0; i < length * shape.kv_heads * shape.key_width; ++i) keys_.push_back(E(random.normal()));
-    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.value_width; ++i) values_.push_back(E(random.normal()));
+    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.value_width; ++i)
+      values_.push_back(E(random.normal()));
   }
   /// The sequence of `rows` rows from `first_position`. Keeps the copies that its segments point to.
   AttentionSequence<E> sequence(Layout layout, std::int64_t first_row, std::int64_t rows, std::int64_t first_position) {
@@ -69,11 +70,13 @@ class Cache {
     auto& k = copies_.emplace_back(static_cast<std::size_t>(count * dk * shape_.kv_heads));
     auto& v = copies_.emplace_back(static_cast<std::size_t>(count * dv * shape_.kv_heads));
     for (int g = 0; g < shape_.kv_heads; ++g) {
-      std::copy_n(keys_.data() + (g * length_ + first) * dk, count * dk, copies_[copies_.size() - 2].data() + g * count * dk);
+      std::copy_n(keys_.data() + (g * length_ + first) * dk, count * dk,
+                  copies_[copies_.size() - 2].data() + g * count * dk);
       std::copy_n(values_.data() + (g * length_ + first) * dv, count * dv, v.data() + g * count * dv);
     }
     (void)k;
-    s.segments[s.segment_count++] = {copies_[copies_.size() - 2].data(), v.data(), count * dk, count * dv, first, count};
+    s.segments[s.segment_count++] = {
+        copies_[copies_.size() - 2].data(), v.data(), count * dk, count * dv, first, count};
   }
   AttentionShape shape_;
   std::int64_t length_;
@@ -92,14 +95,14 @@ void run(int threads, const AttentionShape& shape, const Matrix<float>& q, const
   REQUIRE(bytes % hymba::alignment == 0);
   hymba::AlignedBuffer memory(bytes * static_cast<std::size_t>(threads));
   if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());  // NaN: nothing may count on zeros
-  Kernel::template run<E>(exec, Scratch{memory.data(), bytes}, shape, q.view(), std::span<const AttentionSequence<E>>(s),
-                          out.view());
+  Kernel::template run<E>(exec, Scratch{memory.data(), bytes}, shape, q.view(),
+                          std::span<const AttentionSequence<E>>(s), out.view());
 }
 
 /// Bound on the error of one output element; see the comments for where its parts come from.
 template <class E>
-void compare(const AttentionShape& shape, const Matrix<float>& q, const AttentionSequence<E>& s, const Matrix<float>& got,
-             Worst& worst) {
+void compare(const AttentionShape& shape, const Matrix<float>& q, const AttentionSequence<E>& s,
+             const Matrix<float>& got, Worst& worst) {
   const double u = unit_roundoff;
   const std::int64_t dk = shape.key_width, dv = shape.value_width;
   Matrix<double> want(got.rows(), got.cols());
@@ -117,8 +120,9 @@ void compare(const AttentionShape& shape, const Matrix<float>& q, const Attentio
           if (!shape.sees(s.first_position + row, part.first_position + j)) continue;
           double sum = 0, magnitude = 0;
           for (std::int64_t d = 0; d < dk; ++d) {
-            const double product = static_cast<double>(query[d]) *
-                                   static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d]));
+            const double product =
+                static_cast<double>(query[d]) *
+                static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d]));
             sum += product;
             magnitude += std::fabs(product);
           }
@@ -139,7 +143,8 @@ void compare(const AttentionShape& shape, const Matrix<float>& q, const Attentio
       for (std::int64_t d = 0; d < dv; ++d) {
         double magnitude = 0, error = 0, all = 0;
         for (std::size_t j = 0; j < score.size(); ++j) {
-          const double w = std::exp(score[j] - largest) / total, relative = hymba_test::gamma(static_cast<double>(dk) + 4) * size[j] + shared;
+          const double w = std::exp(score[j] - largest) / total,
+                       relative = hymba_test::gamma(static_cast<double>(dk) + 4) * size[j] + shared;
           const double value = std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
           magnitude += w * value;
           error += w * value * relative;
@@ -148,7 +153,8 @@ void compare(const AttentionShape& shape, const Matrix<float>& q, const Attentio
         const double result = std::fabs(want(s.first_row + row, h * dv + d));
         // Weights above the line, weights below it, and the two sums.
         const double bound = error + all * result +
-                             hymba_test::gamma(static_cast<double>(score.size()) + 3 * blocks) * (magnitude + result) + 0x1p-110;
+                             hymba_test::gamma(static_cast<double>(score.size()) + 3 * blocks) * (magnitude + result) +
+                             0x1p-110;
         worst.add(static_cast<double>(got(s.first_row + row, h * dv + d)), want(s.first_row + row, h * dv + d), bound,
                   s.first_row + row, h * dv + d);
       }
@@ -184,7 +190,8 @@ void check(const AttentionShape& shape, std::int64_t first_position, std::int64_
   for (const Layout layout : {Layout::whole, Layout::ring, Layout::scattered}) {
     for (int threads = 1; threads <= max_threads; ++threads) {
       Matrix<float> out(rows, columns, 2);
-      run<Arch>(threads, shape, q, std::vector<AttentionSequence<E>>{cache.sequence(layout, 0, rows, first_position)}, out);
+      run<Arch>(threads, shape, q, std::vector<AttentionSequence<E>>{cache.sequence(layout, 0, rows, first_position)},
+                out);
       CAPTURE(static_cast<int>(layout));
       CAPTURE(threads);
       if constexpr (!std::is_same_v<Arch, hymba::arch::scalar>) CHECK(out == first);

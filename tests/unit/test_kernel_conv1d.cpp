@@ -3,14 +3,14 @@
 
 #include <doctest/doctest.h>
 
-#include "kernel_test.hpp"
-#include "tolerance.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
 
 using namespace hymba_test;
 using hymba::ConvSequence;
@@ -36,7 +36,8 @@ void check(const Layout& layout, std::int64_t width, int taps, bool with_bias, s
   const auto x = random.matrix(total, width, 3);
   const auto weight = random.vector(taps * width), bias = random.vector(width);
   const float* b = with_bias ? bias.data() : nullptr;
-  const auto tails = random.vector(std::max<std::int64_t>(1, kept * width * static_cast<std::int64_t>(layout.rows.size())));
+  const auto tails =
+      random.vector(std::max<std::int64_t>(1, kept * width * static_cast<std::int64_t>(layout.rows.size())));
   const auto sequences = [&](std::vector<float>& t) {
     std::vector<ConvSequence> all;
     std::int64_t at = 0;
@@ -104,7 +105,8 @@ void check(const Layout& layout, std::int64_t width, int taps, bool with_bias, s
     for (std::int64_t done = 0; done < s.rows;) {
       const std::int64_t rows = std::min(s.rows - done, random.integer(1, 5));
       const ConvSequence piece{s.first_row + done, rows, s.tail};
-      Kernel::run(exec, Scratch{}, x.view(), weight.data(), b, taps, std::span<const ConvSequence>(&piece, 1), y.view());
+      Kernel::run(exec, Scratch{}, x.view(), weight.data(), b, taps, std::span<const ConvSequence>(&piece, 1),
+                  y.view());
       done += rows;
     }
   }
@@ -115,9 +117,11 @@ void check(const Layout& layout, std::int64_t width, int taps, bool with_bias, s
 template <class Arch>
 void check_all() {
   std::uint32_t seed = 1;
-  for (const auto& layout : {Layout{{1}}, Layout{{2}}, Layout{{7}}, Layout{{1, 3, 1, 9, 2}}, Layout{{0, 4, 0}}, Layout{{64}}}) {
+  for (const auto& layout :
+       {Layout{{1}}, Layout{{2}}, Layout{{7}}, Layout{{1, 3, 1, 9, 2}}, Layout{{0, 4, 0}}, Layout{{64}}}) {
     for (const int taps : {1, 2, 3, 4, 6}) {
-      for (const std::int64_t width : interesting_sizes()) check<Arch>(layout, width, taps, seed % 2 == 0, seed), ++seed;
+      for (const std::int64_t width : interesting_sizes())
+        check<Arch>(layout, width, taps, seed % 2 == 0, seed), ++seed;
     }
   }
   check<Arch>(Layout{{300, 200}}, 700, 4, true, 77);

@@ -3,11 +3,11 @@
 
 #include <doctest/doctest.h>
 
-#include "kernel_test.hpp"
-#include "tolerance.hpp"
-
 #include <cmath>
 #include <cstdint>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
 
 using namespace hymba_test;
 using hymba::Scratch;

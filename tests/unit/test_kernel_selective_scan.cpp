@@ -3,14 +3,14 @@
 
 #include <doctest/doctest.h>
 
-#include "kernel_test.hpp"
-#include "tolerance.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "kernel_test.hpp"
+#include "tolerance.hpp"
 
 using namespace hymba_test;
 using hymba::ScanInputs;
@@ -29,13 +29,19 @@ struct Problem {
   std::vector<float> a, skip, start;
 
   Problem(std::vector<std::int64_t> rows_, std::int64_t width_, std::int64_t states_, std::uint32_t seed)
-      : rows(std::move(rows_)), total([&] {
+      : rows(std::move(rows_)),
+        total([&] {
           std::int64_t n = 0;
           for (const auto r : rows) n += r;
           return n;
         }()),
-        width(width_), states(states_), c(total, width, 3), dt(total, width, 1), z(total, width, 2),
-        b(total, states, 5), out(total, states, 4) {
+        width(width_),
+        states(states_),
+        c(total, width, 3),
+        dt(total, width, 1),
+        z(total, width, 2),
+        b(total, states, 5),
+        out(total, states, 4) {
     Random random(seed);
     for (std::int64_t t = 0; t < total; ++t) {
       for (std::int64_t e = 0; e < width; ++e) {
@@ -52,9 +58,7 @@ struct Problem {
     skip = random.vector(width);
     start = random.vector(states * width * static_cast<std::int64_t>(rows.size()));
   }
-  ScanInputs inputs() const {
-    return {c.view(), dt.view(), z.view(), b.view(), out.view(), a.data(), skip.data()};
-  }
+  ScanInputs inputs() const { return {c.view(), dt.view(), z.view(), b.view(), out.view(), a.data(), skip.data()}; }
   std::vector<ScanSequence> sequences(std::vector<float>& state) const {
     std::vector<ScanSequence> all;
     std::int64_t at = 0;
@@ -108,7 +112,8 @@ Expected expect(const Problem& p) {
                           (simd::silu_error + 1) * u * std::fabs(r.y(t, e)) + 0x1p-120;
       }
     }
-    for (std::size_t i = 0; i < check.size(); ++i) REQUIRE(std::fabs(check[i] - state[i]) <= 1e-12 * (1 + std::fabs(state[i])));
+    for (std::size_t i = 0; i < check.size(); ++i)
+      REQUIRE(std::fabs(check[i] - state[i]) <= 1e-12 * (1 + std::fabs(state[i])));
   }
   return r;
 }
@@ -132,10 +137,12 @@ void check(const Problem& p) {
   }
   Worst worst, worst_state;
   for (std::int64_t t = 0; t < p.total; ++t) {
-    for (std::int64_t e = 0; e < p.width; ++e) worst.add(static_cast<double>(first(t, e)), want.y(t, e), want.y_bound(t, e), t, e);
+    for (std::int64_t e = 0; e < p.width; ++e)
+      worst.add(static_cast<double>(first(t, e)), want.y(t, e), want.y_bound(t, e), t, e);
   }
   for (std::size_t i = 0; i < first_state.size(); ++i) {
-    worst_state.add(static_cast<double>(first_state[i]), want.state[i], want.state_bound[i], static_cast<std::int64_t>(i));
+    worst_state.add(static_cast<double>(first_state[i]), want.state[i], want.state_bound[i],
+                    static_cast<std::int64_t>(i));
   }
   CHECK_MESSAGE(worst.ok(), worst);
   CHECK_MESSAGE(worst_state.ok(), worst_state);
@@ -173,7 +180,8 @@ void check_all() {
   std::uint32_t seed = 1;
   for (const std::int64_t states : {1, 5, 8, 16, 17}) {
     for (const std::int64_t width : interesting_sizes()) {
-      for (const auto& rows : {std::vector<std::int64_t>{1}, {3, 1, 0, 12}}) check<Arch>(Problem(rows, width, states, seed++));
+      for (const auto& rows : {std::vector<std::int64_t>{1}, {3, 1, 0, 12}})
+        check<Arch>(Problem(rows, width, states, seed++));
     }
   }
   check<Arch>(Problem({300}, 200, 16, 99));

@@ -50,8 +50,8 @@ struct KeyValueSegment {
   std::int64_t count = 0;
 };
 
-/// Rows [first_row, first_row + rows) of the matrices are one sequence, at positions first_position, first_position + 1,
-/// ... Its segments, in any order and without overlap, cover every position that one of its rows sees.
+/// Rows [first_row, first_row + rows) of the matrices are one sequence; the first stands at position first_position.
+/// Its segments, in any order and without overlap, cover every position that one of its rows sees.
 template <class E>
 struct AttentionSequence {
   std::int64_t first_row = 0;
@@ -70,13 +70,13 @@ namespace op {
 ///                     std::span<const AttentionSequence<E>> sequences, MatrixView<float> out);
 ///     static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows);
 ///
-/// q and out do not overlap. Keys and values inside the segments are finite, even where a mask hides them from some row;
-/// positions that no row of the call sees are not read, or in the same block of positions as one that is seen.
+/// q and out do not overlap. Keys and values inside the segments are finite: a position hidden from a row has weight
+/// zero, but may be multiplied. Blocks of positions that no row sees are not read: a window costs what it holds.
 /// `scratch_bytes` is per thread and grows with max_rows.
 ///
-/// A row's bits depend on its query and the keys and values it sees, not on the number of threads, nor on the other rows
-/// of the call, nor on how positions are spread over segments: a prompt fed in pieces gives the bits of the whole, and a
-/// batch those of its sequences alone.
+/// A row's bits depend on its query and the keys and values it sees, not on the number of threads, nor on the other
+/// rows of the call, nor on how positions are spread over segments: a prompt fed in pieces gives the bits of the whole,
+/// and a batch those of its sequences alone.
 /// Source: Hymba (arXiv 2411.13676), section 2; the blocking is that of Dao, "FlashAttention-2" (arXiv 2307.08691).
 struct Attention {};
 }  // namespace op
@@ -137,26 +137,26 @@ namespace detail {
 
 /// The vector version of op::Attention on xsimd architecture `A`.
 ///
-/// A task has a few tokens of one sequence and all query heads of one key/value head: its rows, token by token. Lanes run
-/// over rows for scores and softmax, over the value's columns for the weighted sum. With the queries transposed once per
-/// task, both products broadcast their left operand from rows as they lie in the cache, nothing else is transposed, and
-/// largest scores and sums need no operation across lanes.
+/// A task has a few tokens of one sequence and all query heads of one key/value head: its rows, token by token. Lanes
+/// run over rows for scores and softmax, over the value's columns for the weighted sum. With the queries transposed
+/// once per task, both products broadcast their left operand from rows as they lie in the cache, nothing else is
+/// transposed, and largest scores and sums need no operation across lanes.
 ///
-/// Positions are cut in blocks and in spans of blocks, at multiples of their sizes. A span is summed on its own, relative
-/// to its own largest score, and spans are then merged in order: decoding can hand spans to different threads and still
-/// add the same numbers in the same order as a prefill that takes them one after the other. Hidden positions weigh
-/// exactly zero, so what other rows of a task see does not matter either.
+/// Positions are cut in blocks and in spans of blocks, at multiples of their sizes. A span is summed on its own,
+/// relative to its own largest score, and spans are then merged in order: decoding can hand spans to different threads
+/// and still add the same numbers in the same order as a prefill that takes them one after the other. Hidden positions
+/// weigh exactly zero, so what other rows of a task see does not matter either.
 template <class A>
 struct AttentionSimd {
   static constexpr std::int64_t L = simd::lanes<A>;
   using V = simd::floats<A>;
   static constexpr bool wide = simd::registers<A> >= 32;
 
-  static constexpr std::int64_t block = 64;   ///< positions per block
-  static constexpr std::int64_t span = 512;   ///< positions per span
-  static constexpr std::int64_t panel = 48;   ///< rows whose scores are held at a time
+  static constexpr std::int64_t block = 64;  ///< positions per block
+  static constexpr std::int64_t span = 512;  ///< positions per span
+  static constexpr std::int64_t panel = 48;  ///< rows whose scores are held at a time
   static constexpr std::int64_t task_rows = 4 * panel;
-  static constexpr std::int64_t slots = 16;   ///< span results per thread
+  static constexpr std::int64_t slots = 16;  ///< span results per thread
   // Register tiles. Scores: keys x vectors of rows. Weighted sum: rows x vectors of value columns.
   static constexpr int score_keys = wide ? 8 : 4, score_vectors = 3;
   static constexpr int value_rows = 6, value_vectors = wide ? 4 : 2;
@@ -236,8 +236,11 @@ struct AttentionSimd {
     std::int64_t pinned_spans, window_span;
 
     Visible(const AttentionShape& s, std::int64_t first_, std::int64_t last_)
-        : first(first_), last(last_), low(s.window > 0 ? std::max<std::int64_t>(0, first_ - s.window) : 0),
-          pinned(std::min(s.pinned, last_ + 1)), pinned_spans((pinned + span - 1) / span),
+        : first(first_),
+          last(last_),
+          low(s.window > 0 ? std::max<std::int64_t>(0, first_ - s.window) : 0),
+          pinned(std::min(s.pinned, last_ + 1)),
+          pinned_spans((pinned + span - 1) / span),
           window_span(std::max(pinned_spans, low / span)) {}
     /// Spans with something visible, in order.
     std::int64_t spans() const { return pinned_spans + std::max<std::int64_t>(0, last / span - window_span + 1); }
@@ -285,9 +288,8 @@ struct AttentionSimd {
         unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(k, q[j], sum[i][j]); });
       });
     }
-    unrolled<score_keys>([&](auto i) {
-      unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j]); });
-    });
+    unrolled<score_keys>(
+        [&](auto i) { unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j]); }); });
   }
 
   /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
@@ -308,9 +310,7 @@ struct AttentionSimd {
         unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(w, v[j], sum[i][j]); });
       });
     }
-    unrolled<R>([&](auto i) {
-      unrolled<N>([&](auto j) { simd::store<A>(out + i * out_row + j * L, sum[i][j]); });
-    });
+    unrolled<R>([&](auto i) { unrolled<N>([&](auto j) { simd::store<A>(out + i * out_row + j * L, sum[i][j]); }); });
   }
 
   // --- One panel of rows against one block of positions --------------------------------------------------------------
@@ -347,9 +347,15 @@ struct AttentionSimd {
         const float* const q = queries + v * L;
         float* const to = weights + k * panel + v * L;
         switch (vectors - v) {
-          case 1: score_tile<1>(rows, width, q, to); break;
-          case 2: score_tile<2>(rows, width, q, to); break;
-          default: score_tile<3>(rows, width, q, to); break;
+          case 1:
+            score_tile<1>(rows, width, q, to);
+            break;
+          case 2:
+            score_tile<2>(rows, width, q, to);
+            break;
+          default:
+            score_tile<3>(rows, width, q, to);
+            break;
         }
       }
     }
@@ -413,7 +419,8 @@ struct AttentionSimd {
                            std::int64_t out_row) {
     std::int64_t v = 0;
     for (; v + value_vectors <= vectors; v += value_vectors) {
-      weighted_sum_columns<value_vectors>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row);
+      weighted_sum_columns<value_vectors>(weights, count, rows, values + v * L, value_row, factor, out + v * L,
+                                          out_row);
     }
     if constexpr (value_vectors > 2) {
       if (v + 2 <= vectors) {
@@ -447,7 +454,8 @@ struct AttentionSimd {
 
   /// The segment that holds all of [first, first + count), or null.
   template <class E>
-  static const KeyValueSegment<E>* holder(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count) {
+  static const KeyValueSegment<E>* holder(const AttentionSequence<E>& sequence, std::int64_t first,
+                                          std::int64_t count) {
     for (int i = 0; i < sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = sequence.segments[i];
       if (first >= s.first_position && first + count <= s.first_position + s.count) return &s;
@@ -480,8 +488,8 @@ struct AttentionSimd {
     if (covered < count) clear_uncovered(sequence, first, count, stride, to);
     return to;
   }
-  /// Positions in no segment are hidden from all rows, yet lie between visible ones: their weight of zero needs a number
-  /// to be multiplied with.
+  /// Positions in no segment are hidden from all rows, yet lie between visible ones: their weight of zero needs a
+  /// number to be multiplied with.
   template <class E>
   static void clear_uncovered(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
                               std::int64_t stride, float* to) {
@@ -495,14 +503,14 @@ struct AttentionSimd {
     }
   }
 
-  /// The block behind that at `first`, when one segment holds both.
+  /// The block behind that at `first`, when one segment holds all of it.
   template <class E>
   static Ahead next_block(const Task<E>& t, std::int64_t first) {
     Ahead ahead;
     for (int i = 0; i < t.sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = t.sequence.segments[i];
       const std::int64_t row = first + block - s.first_position;
-      if (row < 0 || row >= s.count) continue;
+      if (row < 0 || row + block > s.count) continue;
       const E* const keys = s.keys + t.head * s.key_head_stride + row * t.shape.key_width;
       const E* const values = s.values + t.head * s.value_head_stride + row * t.shape.value_width;
       ahead.at[0] = reinterpret_cast<const char*>(keys);
@@ -679,7 +687,8 @@ struct AttentionSimd {
     const std::int64_t room = round_up(tokens * r, panel);
 
     const auto run_one = [&](std::int64_t i, int thread) {
-      run_task(task_at(shape, sequences, tokens, skip_rows, i), Workspace(shape, room, scratch.of<float>(thread)), q, out);
+      run_task(task_at(shape, sequences, tokens, skip_rows, i), Workspace(shape, room, scratch.of<float>(thread)), q,
+               out);
     };
     if (small) {
       exec.parallel_for(1, [&](std::int64_t, int thread) noexcept {

@@ -26,16 +26,16 @@ struct ConvSequence {
 };
 
 namespace op {
-/// Causal depthwise convolution, bias, silu: `y[t, e] = silu(bias[e] + sum over k of weight[k, e] * x[t - K + 1 + k, e])`,
-/// with the sequence's tail in front of its first row. x, y [T, E]; weight [K, E], tap-major, tap K - 1 is the current
-/// token's; bias [E] or null.
+/// Causal depthwise convolution, bias, silu: `y[t, e] = silu(bias[e] + sum over k of weight[k, e] * x[t - K + 1 + k,
+/// e])`, with the sequence's tail in front of its first row. x, y [T, E]; weight [K, E], tap-major, tap K - 1 is the
+/// current token's; bias [E] or null.
 ///
 ///     static void run(E& exec, Scratch scratch, MatrixView<const float> x, const float* weight, const float* bias,
 ///                     int taps, std::span<const ConvSequence> sequences, MatrixView<float> y);
 ///
-/// x and y do not overlap. K >= 1; a sequence may have fewer rows than K - 1, or none. A sequence run in pieces gives the
-/// bits of the whole, on any number of threads. Source: Hymba reference implementation; Gu and Dao, "Mamba"
-/// (arXiv 2312.00752), figure 3.
+/// x and y do not overlap. K >= 1; a sequence may have fewer rows than K - 1, or none. A sequence run in pieces gives
+/// the bits of the whole, on any number of threads. Source: Hymba reference implementation; Gu and Dao, "Mamba" (arXiv
+/// 2312.00752), figure 3.
 struct Conv1d {};
 }  // namespace op
 
@@ -122,7 +122,8 @@ struct kernel_for<op::Conv1d, arch::simd<A>> {
       for (int k = 0; k < K; ++k) inputs[k] = input(k, K);
       const auto channels = [&](std::int64_t e, auto load) {
         simd::floats<A> sum = bias != nullptr ? load(bias + e) : simd::zero<A>();
-        detail::unrolled<K>([&](auto k) { sum = simd::fma<A>(load(weight + k * width + e), load(inputs[k] + e), sum); });
+        detail::unrolled<K>(
+            [&](auto k) { sum = simd::fma<A>(load(weight + k * width + e), load(inputs[k] + e), sum); });
         return simd::silu<A>(sum);
       };
       for_channels(first, last, to, channels);
@@ -143,7 +144,8 @@ struct kernel_for<op::Conv1d, arch::simd<A>> {
     }
     if (e < last) {
       const std::int64_t rest = last - e;
-      simd::store_partial<A>(to + e, channels(e, [rest](const float* p) { return simd::load_partial<A>(p, rest); }), rest);
+      simd::store_partial<A>(to + e, channels(e, [rest](const float* p) { return simd::load_partial<A>(p, rest); }),
+                             rest);
     }
   }
 };

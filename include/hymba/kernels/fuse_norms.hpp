@@ -22,8 +22,8 @@ namespace op {
 ///     static void run(E& exec, Scratch scratch, MatrixView<const float> a, MatrixView<const float> s, const float* ca,
 ///                     const float* cs, float eps, MatrixView<float> y);
 ///
-/// The coefficients hold whatever multiplies a normalised channel: half of the norm's weight for the mean of norms, gate
-/// times weight for a learned gate. y may be a or s. A row's bits depend on the row and the architecture only.
+/// The coefficients hold whatever multiplies a normalised channel: half of the norm's weight for the mean of norms,
+/// gate times weight for a learned gate. y may be a or s. A row's bits depend on the row and the architecture only.
 /// Source: Hymba (arXiv 2411.13676), section 2.1.
 struct FuseNorms {};
 }  // namespace op

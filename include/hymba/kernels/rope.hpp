@@ -18,7 +18,8 @@ namespace op {
 /// Rotates every head of x [T, heads * width] in place by its row's angles; cos and sin [T, width / 2]. "Rotate half"
 /// convention: with (a, b) the first and second half of a head, `a' = a cos - b sin`, `b' = b cos + a sin`.
 ///
-///     static void run(E& exec, Scratch scratch, MatrixView<float> x, int heads, int width, MatrixView<const float> cos,
+///     static void run(E& exec, Scratch scratch, MatrixView<float> x, int heads, int width, MatrixView<const float>
+///     cos,
 ///                     MatrixView<const float> sin);
 ///
 /// `width` is even. Source: Su et al., "RoFormer" (arXiv 2104.09864).

@@ -91,17 +91,14 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
     for (const ScanSequence& s : sequences) rows += s.rows;
     if (count == 0 || rows == 0) return;
     detail::with_static<16, 8>(states, [&](auto n) {
-      // Sequences in turn, so that parts hold about as many vectors of channels even when there are few sequences.
+      // Parts are ranges of (sequence, vector of channels) pairs: even ones, however few sequences there are.
       detail::for_parts(exec, count * vectors, 1, rows * L * (4 + states) / count + 1,
                         [&](std::int64_t first, std::int64_t last, int) {
-                          for (std::int64_t i = first; i < last; ++i) {
-                            const ScanSequence& s = sequences[static_cast<std::size_t>(i / vectors)];
-                            const std::int64_t e = i % vectors * L;
-                            if (e + L <= width) {
-                              channels<n()>(in, s, e, Full{}, y);
-                            } else {
-                              channels<n()>(in, s, e, Partial{width - e}, y);
-                            }
+                          while (first < last) {
+                            const std::int64_t sequence = first / vectors, v = first % vectors;
+                            const std::int64_t end = std::min(last - first + v, vectors);
+                            tiles<n()>(in, sequences[static_cast<std::size_t>(sequence)], v, end, y);
+                            first += end - v;
                           }
                         });
     });
@@ -110,6 +107,11 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
  private:
   static constexpr std::int64_t L = simd::lanes<A>;
   using V = simd::floats<A>;
+  // A vector of channels touches one cache line of every row, and rows are pages apart. All channels of some rows
+  // first: a page is done with before the TLB forgets it. The state goes to memory and back once per tile, which is
+  // little.
+  static constexpr std::int64_t tile_rows = 16;
+  static constexpr std::int64_t ahead = 32;  ///< channels: two cache lines
 
   struct Full {
     HYMBA_ALWAYS_INLINE V load(const float* p) const { return simd::load<A>(p); }
@@ -126,19 +128,41 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
     return simd::fma<A>(simd::exp2_nonpositive<A>(delta2 * a), h, input * V(b));
   }
 
+  /// Vectors [first, last) of channels of a sequence, some rows at a time.
+  template <int N>
+  static void tiles(const ScanInputs& in, const ScanSequence& s, std::int64_t first, std::int64_t last,
+                    MatrixView<float> y) {
+    const std::int64_t width = in.c.cols, end = s.first_row + s.rows;
+    for (std::int64_t row = s.first_row; row < end; row += tile_rows) {
+      const std::int64_t rows = std::min(tile_rows, end - row);
+      for (std::int64_t v = first; v < last; ++v) {
+        const std::int64_t e = v * L;
+        if (e + L <= width) {
+          channels<N>(in, s.state, row, rows, e, Full{}, y);
+        } else {
+          channels<N>(in, s.state, row, rows, e, Partial{width - e}, y);
+        }
+      }
+    }
+  }
+
+  /// One vector of channels over rows [row, row + rows).
   template <int N, class Access>
-  static void channels(const ScanInputs& in, const ScanSequence& s, std::int64_t e, Access access,
-                       MatrixView<float> y) {
-    const std::int64_t width = in.c.cols, states = in.B.cols;
+  static void channels(const ScanInputs& in, float* all_states, std::int64_t row, std::int64_t rows, std::int64_t e,
+                       Access access, MatrixView<float> y) {
+    const std::int64_t width = in.c.cols, states = in.B.cols, soon = std::min(e + ahead, width - 1);
     const V skip = access.load(in.D + e);
     const float* const a = in.A + e;
-    float* const state = s.state + e;
+    float* const state = all_states + e;
     // Registers, or unused.
     [[maybe_unused]] V h[N == dynamic ? 1 : N];
     if constexpr (N != dynamic) {
       detail::unrolled<N>([&](auto n) { h[n] = access.load(state + n * width); });
     }
-    for (std::int64_t t = s.first_row; t < s.first_row + s.rows; ++t) {
+    for (std::int64_t t = row; t < row + rows; ++t) {
+      // What later vectors of channels need of this row; of y too, or its stores would wait for memory one by one.
+      simd::prefetch(in.c.row(t) + soon), simd::prefetch(in.dt.row(t) + soon);
+      simd::prefetch(in.z.row(t) + soon), simd::prefetch(y.row(t) + soon);
       const V c = access.load(in.c.row(t) + e);
       const V delta = simd::softplus<A>(access.load(in.dt.row(t) + e));
       const V delta2 = delta * V(1.44269504f), input = delta * c;

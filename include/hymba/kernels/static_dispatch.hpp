@@ -27,8 +27,8 @@ template <class F, int... I>
 HYMBA_ALWAYS_INLINE void unrolled(F&& f, std::integer_sequence<int, I...>) {
   (f(std::integral_constant<int, I>{}), ...);
 }
-/// f(0), ..., f(N - 1) with constant arguments: a loop the compiler cannot leave rolled, so that arrays of vectors indexed
-/// by it stay in registers.
+/// f(0), ..., f(N - 1) with constant arguments: a loop the compiler cannot leave rolled, so that arrays of vectors
+/// indexed by it stay in registers.
 template <int N, class F>
 HYMBA_ALWAYS_INLINE void unrolled(F&& f) {
   unrolled(f, std::make_integer_sequence<int, N>{});

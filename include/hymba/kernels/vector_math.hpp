@@ -45,8 +45,8 @@ inline constexpr double exp2_error = 4, exp_error = 4, sigmoid_error = 7, silu_e
 
 namespace detail {
 
-/// Adding 1.5 * 2^23 rounds a small number to the nearest integer and leaves it in the low mantissa bits; 127 more makes
-/// it the exponent field of 2^k.
+/// Adding 1.5 * 2^23 rounds a small number to the nearest integer and leaves it in the low mantissa bits; 127 more
+/// makes it the exponent field of 2^k.
 inline constexpr float exponent_magic = 0x1.8p23f + 127.0f;
 
 /// 2^k for the sum t + exponent_magic, k in [-127, 127]; k = -127 gives zero.
