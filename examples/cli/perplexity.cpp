@@ -11,6 +11,7 @@
 #include <cmath>
 #include <memory>
 #include <numbers>
+#include <optional>
 #include <utility>
 
 #include "common.hpp"
@@ -71,7 +72,8 @@ int perplexity(const PerplexityArguments& a) {
   std::vector<float> logits(static_cast<std::size_t>(std::min(piece, inputs) * vocabulary));
   double nats = 0;
   std::int64_t scored = 0, windows = 0;
-  Progress bar("perplexity", inputs, (stderr_is_terminal() || a.progress) && !a.common.quiet);
+  std::optional<Progress> bar(std::in_place, "perplexity", inputs,
+                              (stderr_is_terminal() || a.progress) && !a.common.quiet);
   const std::span<const hymba::Token> all(tokens);
   for (std::int64_t begin = 0; scored < inputs; begin += stride, ++windows) {
     const std::int64_t end = std::min(begin + window, inputs);
@@ -87,9 +89,10 @@ int perplexity(const PerplexityArguments& a) {
                          tokens[static_cast<std::size_t>(scored + i + 1)]);
       }
       scored += rows;
-      bar.at(scored, "perplexity " + fixed(std::exp(nats / static_cast<double>(scored)), 3));
+      bar->at(scored, "perplexity " + fixed(std::exp(nats / static_cast<double>(scored)), 3));
     }
   }
+  bar.reset();  // clears its line
   const double per_token = nats / static_cast<double>(scored);
   const double per_byte = bytes > 0 ? nats / std::numbers::ln2 / static_cast<double>(bytes) : 0;
   if (!std::isfinite(nats)) throw hymba::Error("the model's logits are not all finite numbers");
