@@ -272,6 +272,36 @@ struct AttentionSimd {
     }
   };
 
+  /// Memory that the next block will read, fetched a little with every step of this one: a block is too short for the
+  /// processor to see the stream by itself. Keys and the first half of the values' bytes with the scores, the other
+  /// half with the weighted sum, so that memory is busy all the time.
+  struct Ahead {
+    const char* keys = nullptr;
+    const char* values = nullptr;
+    std::int64_t key_bytes = 0, value_bytes = 0;  ///< of a row
+    std::int64_t split = 0;                       ///< bytes of a row of values that are fetched with the scores
+
+    /// Into the second-level cache: a block fills the first one.
+    static HYMBA_ALWAYS_INLINE void fetch([[maybe_unused]] const char* p) {
+#if defined(__GNUC__) || defined(__clang__)
+      __builtin_prefetch(p, 0, 2);
+#endif
+    }
+    static HYMBA_ALWAYS_INLINE void fetch(const char* p, std::int64_t first, std::int64_t last) {
+      for (std::int64_t line = first; line < last; line += 64) fetch(p + line);
+    }
+    HYMBA_ALWAYS_INLINE void with_scores(std::int64_t row) const {
+      if (keys == nullptr) return;
+      for (std::int64_t i = row; i < row + score_keys; ++i) {
+        fetch(keys + i * key_bytes, 0, key_bytes);
+        fetch(values + i * value_bytes, 0, split);
+      }
+    }
+    HYMBA_ALWAYS_INLINE void with_values(std::int64_t row) const {
+      fetch(values + row * value_bytes, split, value_bytes);
+    }
+  };
+
   // --- Register tiles ------------------------------------------------------------------------------------------------
 
   /// Scores of `score_keys` keys against N vectors of rows: one fused multiply-add per element and d, in order.
@@ -293,16 +323,17 @@ struct AttentionSimd {
   }
 
   /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
-  template <int R, int N, class E>
+  template <int R, int N, bool Fetch, class E>
   static HYMBA_ALWAYS_INLINE void value_tile(const float* weights, std::int64_t count, const E* values,
                                              std::int64_t value_row, const float* factor, float* out,
-                                             std::int64_t out_row) {
+                                             std::int64_t out_row, const Ahead& ahead) {
     V sum[R][N];
     unrolled<R>([&](auto i) {
       const V f(factor[i]);
       unrolled<N>([&](auto j) { sum[i][j] = simd::load<A>(out + i * out_row + j * L) * f; });
     });
     for (std::int64_t k = 0; k < count; ++k) {
+      if constexpr (Fetch) ahead.with_values(k);
       V v[N];
       unrolled<N>([&](auto j) { v[j] = simd::load<A>(values + k * value_row + j * L); });
       unrolled<R>([&](auto i) {
@@ -315,32 +346,12 @@ struct AttentionSimd {
 
   // --- One panel of rows against one block of positions --------------------------------------------------------------
 
-  /// Memory that the next block will read, fetched a little with every step of this one: a block is too short for the
-  /// processor to see the stream by itself.
-  struct Ahead {
-    const char* at[2] = {nullptr, nullptr};
-    std::int64_t step[2] = {0, 0};  ///< bytes per `score_keys` keys
-
-    /// Into the second-level cache: a block fills the first one.
-    static HYMBA_ALWAYS_INLINE void fetch([[maybe_unused]] const char* p) {
-#if defined(__GNUC__) || defined(__clang__)
-      __builtin_prefetch(p, 0, 2);
-#endif
-    }
-    HYMBA_ALWAYS_INLINE void advance() {
-      for (int i = 0; i < 2; ++i) {
-        for (std::int64_t line = 0; line < step[i]; line += 64) fetch(at[i] + line);
-        at[i] += step[i];
-      }
-    }
-  };
-
   /// weights[k][r] = score of key k and row r, for `vectors` vectors of rows.
   static void scores(const float* keys, std::int64_t count, std::int64_t width, const float* queries,
-                     std::int64_t vectors, float* weights, Ahead& ahead) {
+                     std::int64_t vectors, float* weights, const Ahead& ahead) {
     for (std::int64_t v = 0; v < vectors; v += score_vectors) {
       for (std::int64_t k = 0; k < count; k += score_keys) {
-        ahead.advance();
+        ahead.with_scores(k);
         const float* rows[score_keys];
         // Keys past the end repeat the last one; nobody reads their scores.
         for (int i = 0; i < score_keys; ++i) rows[i] = keys + std::min(k + i, count - 1) * width;
@@ -399,16 +410,19 @@ struct AttentionSimd {
     }
   }
 
-  template <int N, class E>
+  template <int N, bool Fetch, class E>
   static void weighted_sum_columns(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
-                                   std::int64_t value_row, const float* factor, float* out, std::int64_t out_row) {
+                                   std::int64_t value_row, const float* factor, float* out, std::int64_t out_row,
+                                   const Ahead& ahead) {
     std::int64_t r = 0;
     for (; r + value_rows <= rows; r += value_rows) {
-      value_tile<value_rows, N>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row);
+      value_tile<value_rows, N, Fetch>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row,
+                                       ahead);
     }
     with_static<1, 2, 3, 4, 5>(rows - r, [&](auto rest) {
       if constexpr (rest() > 0) {
-        value_tile<rest(), N>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row);
+        value_tile<rest(), N, Fetch>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row,
+                                     ahead);
       }
     });
   }
@@ -416,20 +430,26 @@ struct AttentionSimd {
   template <class E>
   static void weighted_sum(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
                            std::int64_t value_row, std::int64_t vectors, const float* factor, float* out,
-                           std::int64_t out_row) {
+                           std::int64_t out_row, const Ahead& ahead) {
     std::int64_t v = 0;
+    if (ahead.split < ahead.value_bytes && vectors >= value_vectors) {
+      weighted_sum_columns<value_vectors, true>(weights, count, rows, values, value_row, factor, out, out_row, ahead);
+      v += value_vectors;
+    }
     for (; v + value_vectors <= vectors; v += value_vectors) {
-      weighted_sum_columns<value_vectors>(weights, count, rows, values + v * L, value_row, factor, out + v * L,
-                                          out_row);
+      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L,
+                                                 out_row, ahead);
     }
     if constexpr (value_vectors > 2) {
       if (v + 2 <= vectors) {
-        weighted_sum_columns<2>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row);
+        weighted_sum_columns<2, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row,
+                                       ahead);
         v += 2;
       }
     }
     if (v < vectors) {
-      weighted_sum_columns<1>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row);
+      weighted_sum_columns<1, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row,
+                                     ahead);
     }
   }
 
@@ -513,10 +533,11 @@ struct AttentionSimd {
       if (row < 0 || row + block > s.count) continue;
       const E* const keys = s.keys + t.head * s.key_head_stride + row * t.shape.key_width;
       const E* const values = s.values + t.head * s.value_head_stride + row * t.shape.value_width;
-      ahead.at[0] = reinterpret_cast<const char*>(keys);
-      ahead.at[1] = reinterpret_cast<const char*>(values);
-      ahead.step[0] = score_keys * t.shape.key_width * static_cast<std::int64_t>(sizeof(E));
-      ahead.step[1] = score_keys * t.shape.value_width * static_cast<std::int64_t>(sizeof(E));
+      ahead.keys = reinterpret_cast<const char*>(keys);
+      ahead.values = reinterpret_cast<const char*>(values);
+      ahead.key_bytes = t.shape.key_width * static_cast<std::int64_t>(sizeof(E));
+      ahead.value_bytes = t.shape.value_width * static_cast<std::int64_t>(sizeof(E));
+      ahead.split = t.rows() <= value_rows ? ahead.value_bytes / 128 * 64 : ahead.value_bytes;
     }
     return ahead;
   }
@@ -562,17 +583,17 @@ struct AttentionSimd {
         const bool in_window = shape.window == 0 || c - 1 >= first - shape.window || a < shape.pinned;
         if (count <= 0 || !in_window) continue;
         scores(keys, count, shape.key_width, w.queries + p * shape.key_width, vectors, w.weights, ahead);
-        ahead = Ahead{};
         const bool all_old = a + count - 1 <= first;
         const bool all_near = shape.window == 0 || a >= last - shape.window || a + count <= shape.pinned;
         if (!all_old || !all_near) mask(shape, visible.first, a, count, w.position + p, vectors, w.weights);
         softmax(count, vectors, w.weights, to.largest + p, to.sum + p, w.factor + p);
         float* const sums = to.values + p * stride;
         if (direct != nullptr) {
-          weighted_sum(w.weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, stride);
+          weighted_sum(w.weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, stride, ahead);
         } else {
-          weighted_sum(w.weights, count, here, values, stride, columns, w.factor + p, sums, stride);
+          weighted_sum(w.weights, count, here, values, stride, columns, w.factor + p, sums, stride, ahead);
         }
+        ahead = Ahead{};
       }
     }
   }
