@@ -302,6 +302,8 @@ TEST_CASE("Attention with large scores neither overflows nor loses the largest")
 
 TEST_CASE("Attention of nothing does nothing") {
   Matrix<float> q(0, 8), out(0, 8);
-  run<hymba::arch::best>(2, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<float>>{}, out);
-  run<hymba::arch::best>(2, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<float>>(2), out);
+  run<hymba::arch::best>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
+                         std::vector<AttentionSequence<float>>{}, out);
+  run<hymba::arch::best>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
+                         std::vector<AttentionSequence<float>>(2), out);
 }

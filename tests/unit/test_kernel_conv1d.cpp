@@ -133,7 +133,7 @@ TEST_CASE("Conv1d in plain loops against double") { check_all<hymba::arch::scala
 TEST_CASE("Conv1d in vectors against double") { check_all<hymba::arch::best>(); }
 
 TEST_CASE("Conv1d without sequences does nothing") {
-  Threads exec(2);
+  Threads exec(max_threads);
   Matrix<float> x(0, 5), y(0, 5);
   const float weight[5] = {};
   hymba::kernel_for<op::Conv1d, hymba::arch::best>::run(exec, Scratch{}, x.view(), weight, nullptr, 1,

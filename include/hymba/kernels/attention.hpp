@@ -156,7 +156,7 @@ struct AttentionSimd {
   static constexpr std::int64_t span = 512;  ///< positions per span
   static constexpr std::int64_t panel = 48;  ///< rows whose scores are held at a time
   static constexpr std::int64_t task_rows = 4 * panel;
-  static constexpr std::int64_t slots = 16;  ///< span results per thread
+  static constexpr std::int64_t slots = 64;  ///< span results per thread
   // Register tiles. Scores: keys x vectors of rows. Weighted sum: rows x vectors of value columns.
   static constexpr int score_keys = wide ? 8 : 4, score_vectors = 3;
   static constexpr int value_rows = 6, value_vectors = wide ? 4 : 2;
