@@ -52,6 +52,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  cli::spin_briefly(argv);
   cli::prepare_streams();
   try {
     return run(argc, argv);

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -34,6 +35,16 @@ void prepare_streams() {
     if (::fcntl(fd, F_GETFD) == -1 && errno == EBADF && ::open("/dev/null", O_RDONLY) != fd) return;
   }
   std::signal(SIGPIPE, SIG_IGN);
+#endif
+}
+
+void spin_briefly([[maybe_unused]] char** argv) {
+#if defined(__linux__)
+  for (const char* name : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}) {
+    if (std::getenv(name) != nullptr) return;
+  }
+  ::setenv("GOMP_SPINCOUNT", "2000", 1);
+  ::execv("/proc/self/exe", argv);  // returns only when it failed; then all is as it was
 #endif
 }
 

@@ -39,6 +39,11 @@ struct OutputClosed {};
 /// signal.
 void prepare_streams();
 
+/// Lets GNU OpenMP's waiting threads sleep after some 0.1 ms instead of some 10 ms: on a machine with other work to do,
+/// long spinning takes the very time from the threads that are waited for (decoding slows down up to fortyfold). The
+/// runtime reads its settings before main(), so the program starts itself again, once, unless the user has chosen.
+void spin_briefly(char** argv);
+
 /// Writes to standard output and flushes.
 /// @throws OutputClosed; @throws UsageError when it cannot be written for another reason.
 void put(std::string_view text);

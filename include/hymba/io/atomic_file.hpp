@@ -31,8 +31,14 @@ HYMBA_NAMESPACE_BEGIN
 /// mapping of the old file stays what it was. Without a commit the part written is removed.
 class AtomicFile {
  public:
-  /// @throws IoError when no file can be made in the target's folder.
+  /// @throws IoError when no file can be made in the target's folder, or when the target exists and is no regular file:
+  /// taking its name would replace a device or a folder.
   explicit AtomicFile(const std::filesystem::path& target) : target_(target) {
+    std::error_code unknown;
+    const auto status = std::filesystem::status(target_, unknown);
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+      throw IoError(detail::message("cannot write ", target_.string(), ": it exists and is not a regular file"));
+    }
     static std::atomic<std::uint64_t> serial{0};
 #if defined(_WIN32)
     part_ = target_;
