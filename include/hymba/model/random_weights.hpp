@@ -113,7 +113,9 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
   TensorTable table;
   std::byte* next = memory->data();
   std::uint64_t state = seed;
-  for (const auto& [name, t] : specs) {
+  for (const auto& named : specs) {
+    const std::string& name = named.first;  // clang 14 lets no lambda capture a structured binding
+    const TensorSpec& t = named.second;
     const std::uint64_t tensor_seed = detail::splitmix64(state);
     const detail::RandomFill fill = detail::random_fill(t, a.layers);
     const auto filled_as = [&](auto convert) {
