@@ -92,7 +92,7 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
     if (count == 0 || rows == 0) return;
     detail::with_static<16, 8>(states, [&](auto n) {
       // Parts are ranges of (sequence, vector of channels) pairs: even ones, however few sequences there are.
-      detail::for_parts(exec, count * vectors, 1, rows * L * (4 + states) / count + 1,
+      detail::for_parts(exec, count * vectors, 1, rows * L * (8 + 3 * states) / count + 1,
                         [&](std::int64_t first, std::int64_t last, int) {
                           while (first < last) {
                             const std::int64_t sequence = first / vectors, v = first % vectors;
