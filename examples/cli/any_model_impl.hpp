@@ -28,7 +28,7 @@ class SessionOf final : public AnySession {
   std::int64_t position() const override { return session_.position(); }
   std::int64_t max_context() const override { return session_.max_context(); }
   std::int64_t room() const override { return session_.room(); }
-  std::size_t state_bytes() const override { return session_.state_bytes(); }
+  std::size_t state_bytes() const override { return session_.memory_bytes(); }
   int threads() const override { return session_.threads(); }
 
  private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Everything but the tokeniser (hymba/text/tokenizer.hpp), which needs SentencePiece.
+// Everything but text: see hymba/text/tokenizer.hpp (needs SentencePiece), text_stream.hpp and chat_template.hpp.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -10,6 +10,7 @@
 #include <hymba/io/open.hpp>
 #include <hymba/model/batch.hpp>
 #include <hymba/model/model.hpp>
+#include <hymba/model/random_weights.hpp>
 #include <hymba/model/session.hpp>
 #include <hymba/variant/costs.hpp>
 #include <hymba/variant/presets.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// expect: the fusion cannot join these heads: query_heads * value_width must equal the SSM's inner width
+// expect: the fusion does not accept heads of these widths: mean_of_norms, sum and learned_gate need query_heads * value_width equal to the SSM's inner width
 #include <hymba/variant/architecture.hpp>
 
 using namespace hymba;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// expect: no width or head count may exceed 2^20, no vocabulary or number of positions 2^30
+// expect: no width or head count may exceed 2^20, no vocabulary 2^23
 #include <hymba/variant/architecture.hpp>
 
 using namespace hymba;

@@ -90,6 +90,8 @@ TEST_CASE("a bad batch is refused whole") {
   refused({{&a, five}, {&foreign, five}});
   refused({{&a, five}, {nullptr, five}});
   refused({{&a, five}, {&b, {}}, {&foreign, {}}});
+  CHECK_THROWS_WITH_AS(batch.step(std::vector<Item>{{&a, five}, {&b, five}}),
+                       "batch: session 1: 5 tokens do not fit: the session holds 0 of max_context 4", ContextError);
   CHECK_THROWS_AS(model.batch({.max_sessions = 0}), ArgumentError);
   CHECK_THROWS_AS(model.batch({.max_rows = 0}), ArgumentError);
   batch.step(std::vector<Item>{{&a, five}, {&b, {}}});

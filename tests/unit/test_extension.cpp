@@ -26,7 +26,6 @@ struct AverageHeads {
   constexpr void describe(hymba::Description& d) const {
     d.ssm = kind_name;
     d.inner = width;
-    d.d_state = d.conv_taps = d.dt_rank = 1;
   }
   template <class Visit>
   constexpr void tensors(Visit&& visit) const {
@@ -80,7 +79,7 @@ void fuse_forward(const MaxOfHeads&, const Context&, MatrixView<const float> a, 
   }
 }
 
-/// An MLP that is one square matrix and a tanh.
+/// An MLP of two matrices and a tanh, with a slope that is derived from a tensor.
 struct TanhMlp {
   static constexpr const char* kind_name = "tanh";
   int width = 8;
@@ -89,13 +88,19 @@ struct TanhMlp {
   constexpr void tensors(int model_width, Visit&& visit) const {
     visit(hymba::matrix_tensor("mlp.in.weight", width, model_width));
     visit(hymba::matrix_tensor("mlp.out.weight", model_width, width));
+    visit(hymba::vector_tensor("mlp.slope.weight", 1));
   }
 };
+constexpr std::int64_t derived_floats(const TanhMlp&) { return 1; }
+template <class Context>
+void derive(const TanhMlp&, const Context& c, float* out) {
+  *out = std::exp(c.vector(2)[0]);
+}
 template <class Context>
 void mlp_forward(const TanhMlp& mlp, const Context& c, MatrixView<const float> in, MatrixView<float> out, float* work) {
   const MatrixView<float> hidden(work, in.rows, mlp.width);
   hymba::run<hymba::op::Gemm>(c, in, c.matrix(0), static_cast<const float*>(nullptr), hidden, hymba::Store::assign);
-  for (std::int64_t i = 0; i < in.rows * mlp.width; ++i) work[i] = std::tanh(work[i]);
+  for (std::int64_t i = 0; i < in.rows * mlp.width; ++i) work[i] = std::tanh(*c.derived * work[i]);
   hymba::run<hymba::op::Gemm>(c, hidden, c.matrix(1), static_cast<const float*>(nullptr), out, hymba::Store::add);
 }
 
@@ -169,6 +174,32 @@ TEST_CASE("a variant made of a user's own parts: one pass equals token by token,
   double spread = 0;
   for (const float v : whole) spread = std::max(spread, static_cast<double>(std::abs(v - whole[0])));
   CHECK(spread > 0.1);
+}
+
+namespace outside {
+/// Static but for one size in each part: it takes those, and those alone, from a description.
+struct HalfDynamic {
+  using attention = hymba::AttentionHeads<hymba::dynamic, 1, 4, 4>;
+  using ssm = hymba::MambaHeads<8, hymba::dynamic, 2, 1>;
+  using mlp = hymba::SwiGlu<hymba::dynamic>;
+  using meta = hymba::MetaTokens<hymba::dynamic>;
+  static constexpr int width = 6, layers = 2, vocabulary = 9;
+};
+static_assert(!hymba::is_static_variant<HalfDynamic>);
+}  // namespace outside
+
+TEST_CASE("a variant with some sizes dynamic takes them from a description, and refuses others than its own") {
+  Description d = Architecture<outside::HalfDynamic>(Description{}).describe();
+  d.query_heads = 2;
+  d.d_state = 3;
+  d.mlp_width = 5;
+  d.meta_tokens = 2;
+  const auto a = architecture_from<outside::HalfDynamic>(d);
+  const Model<outside::HalfDynamic, Cpu<Weights::f32>> model(a, random_tensors(a, 1));
+  auto session = model.session({.max_context = 4, .threads = 1});
+  CHECK(session.decode(3).size() == 9);
+  d.kv_heads = 2;
+  CHECK_THROWS_AS(architecture_from<outside::HalfDynamic>(d), ConfigError);
 }
 
 TEST_CASE("a user's own kernel and architecture run a whole model") {

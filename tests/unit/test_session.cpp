@@ -231,5 +231,6 @@ TEST_CASE("generation: greedy follows the largest logit, stops where it should, 
   CHECK(std::equal(stopped.begin(), stopped.end(), greedy.begin()));
 
   CHECK(run({.max_new_tokens = 100}, 10).second == Finish::context);
+  CHECK(run({.max_new_tokens = 8}, 10).second == Finish::length);  // the eighth token is given, and not read
   CHECK(run({.max_new_tokens = 0}).first.empty());
 }

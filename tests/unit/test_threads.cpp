@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 using namespace hymba;
 using namespace model_test;
@@ -22,7 +23,12 @@ class OwnPool {
     for (int i = 1; i < threads_; ++i) workers_.emplace_back([s = shared_.get(), i] { s->work(i); });
   }
   OwnPool(OwnPool&&) = default;
-  OwnPool& operator=(OwnPool&&) = delete;
+  OwnPool& operator=(OwnPool&& o) noexcept {
+    std::swap(shared_, o.shared_);
+    std::swap(threads_, o.threads_);
+    std::swap(workers_, o.workers_);
+    return *this;
+  }
   ~OwnPool() {
     if (!shared_) return;
     {

@@ -272,7 +272,7 @@ TEST_CASE("an error names layer and value") {
 
 TEST_CASE("a model of absurd size is refused without overflow") {
   Description d = valid();
-  d.width = 1 << 20, d.vocabulary = 1 << 30;
+  d.width = 1 << 20, d.vocabulary = 1 << 23;
   CHECK_THROWS_AS(architecture_from<DynamicHymba>(d), ConfigError);
   // the largest that the sizes allow: no overflow in the count
   d.layers = d.plan.layers = max_layers;

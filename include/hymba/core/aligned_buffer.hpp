@@ -34,6 +34,7 @@ class AlignedBuffer {
   }
   AlignedBuffer(std::size_t bytes, Uninitialised) : size_(bytes) {
     if (bytes == 0) return;
+    if (aligned_size(bytes) < bytes) throw std::bad_alloc();  // rounding up wrapped around
     data_ = static_cast<std::byte*>(::operator new(aligned_size(bytes), std::align_val_t{alignment}));
   }
   AlignedBuffer(AlignedBuffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}

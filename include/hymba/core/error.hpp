@@ -10,6 +10,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -66,6 +67,7 @@ namespace detail {
 template <class... Parts>
 std::string message(const Parts&... parts) {
   std::ostringstream out;
+  out.exceptions(std::ios::badbit);  // else running out of memory would pass for a shorter text
   (out << ... << parts);
   return std::move(out).str();
 }

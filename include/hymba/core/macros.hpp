@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every macro of the library, and nothing else.
+// Version, namespaces and compiler macros.
 //
 // Public names live in `hymba::` through an inline namespace whose name encodes the configuration that changes what a
-// type or an inline function means (instruction set, OpenMP). Two translation units compiled with different `-m` flags
-// therefore never share one symbol: the linker cannot pick an AVX-512 body for a baseline build.
+// type or an inline function means (instruction set, OpenMP). Translation units compiled for different instruction sets
+// of the list below therefore do not share symbols: the linker cannot pick an AVX-512 body for a baseline build.
 #pragma once
 
 #define HYMBA_VERSION_MAJOR 0
@@ -20,6 +20,8 @@
 #define HYMBA_ABI_ARCH avx512bw
 #elif defined(__AVX512F__)
 #define HYMBA_ABI_ARCH avx512f
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define HYMBA_ABI_ARCH avx2fma_f16c
 #elif defined(__AVX2__) && defined(__FMA__)
 #define HYMBA_ABI_ARCH avx2fma
 #elif defined(__AVX2__)

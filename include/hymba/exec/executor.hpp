@@ -5,7 +5,8 @@
 //   executor.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept { ... });
 //
 // returns when all are done. `thread` is below `threads()` and no two tasks run at once with the same one, so it indexes
-// scratch memory. Bodies do not throw. A user's own pool is any type that models `Executor`.
+// scratch memory. Neither bodies nor parallel_for throw: a step that stops half-way leaves its sessions' states unusable.
+// Sessions and batches each make one, `Executor(threads)`, and keep it; a pool shared by many is a small handle. A user's own pool is any type that models `Executor`.
 #pragma once
 
 #include <hymba/core/error.hpp>
@@ -28,7 +29,7 @@ struct ExampleTask {
 }  // namespace detail
 
 template <class E>
-concept Executor = std::constructible_from<E, int> && requires(E& e, std::int64_t tasks, detail::ExampleTask body) {
+concept Executor = std::movable<E> && std::constructible_from<E, int> && requires(E& e, std::int64_t tasks, detail::ExampleTask body) {
   { e.threads() } -> std::convertible_to<int>;
   e.parallel_for(tasks, body);
 };
@@ -40,7 +41,8 @@ class Serial {
   /// @throws ArgumentError otherwise: it would be a promise this executor cannot keep.
   explicit Serial(int threads = 1) {
     if (threads != 0 && threads != 1) {
-      throw ArgumentError(detail::message("threads is ", threads, ", but this policy runs on one thread (Serial)"));
+      throw ArgumentError(detail::message("threads is ", threads, ", but this policy runs on one thread (Serial): compile with OpenMP, "
+                                          "or name another executor in the policy"));
     }
   }
   int threads() const { return 1; }

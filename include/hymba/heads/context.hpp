@@ -10,8 +10,8 @@
 //   mlp:       mlp_forward(mlp, context, in, out, workspace)                heads/mlp.hpp
 //
 // and optionally `derived_floats(part)` / `derive(part, context, out)` for numbers computed from the tensors once, at
-// load, and `scratch_bytes(part, context-free sizes...)` for per-thread scratch. The library's own parts use the same
-// functions.
+// load (a fusion's take both widths behind the part; `derive` runs no kernels: its context has no scratch). The
+// library's own parts use the same functions.
 #pragma once
 
 #include <hymba/core/macros.hpp>

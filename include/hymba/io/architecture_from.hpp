@@ -19,19 +19,6 @@ HYMBA_NAMESPACE_BEGIN
 /// Models of more parameters than this are refused.
 inline constexpr std::int64_t parameter_limit = std::int64_t{1} << 42;
 
-/// A broken rule as an error says it: "<sentence> (layer 3, value 7)".
-inline std::string broken_text(const Broken& broken) {
-  std::string out = sentence(broken.rule);
-  if (broken.layer >= 0 || broken.value != 0) {
-    out += " (";
-    if (broken.layer >= 0) out += "layer " + std::to_string(broken.layer);
-    if (broken.layer >= 0 && broken.value != 0) out += ", ";
-    if (broken.value != 0) out += "value " + std::to_string(broken.value);
-    out += ")";
-  }
-  return out;
-}
-
 /// The architecture of variant `V` for a model described by `d`: what `V` leaves open is taken from `d`, the rules are
 /// checked, and what `V` fixes must be what `d` says.
 /// @param source named in errors.

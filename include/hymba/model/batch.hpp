@@ -112,13 +112,21 @@ class Batch {
       if (items[i].session->data_ != data_) {
         throw ArgumentError(detail::message("batch: session ", i, " belongs to another model"));
       }
-      items[i].session->check(items[i].tokens);
       order_[i] = items[i].session;
     }
     const auto last = order_.begin() + static_cast<std::ptrdiff_t>(items.size());
     std::sort(order_.begin(), last, std::less<>());
     if (std::adjacent_find(order_.begin(), last) != last) {
       throw ArgumentError("batch: one session is in the batch twice, expected each at most once");
+    }
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      try {
+        items[i].session->check(items[i].tokens);
+      } catch (const ContextError& e) {
+        throw ContextError(detail::message("batch: session ", i, ": ", e.what()));
+      } catch (const ArgumentError& e) {
+        throw ArgumentError(detail::message("batch: session ", i, ": ", e.what()));
+      }
     }
   }
 

@@ -16,10 +16,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 HYMBA_NAMESPACE_BEGIN
 
-/// Bytes of working memory the MLP wants for `rows` rows, in floats; an MLP of one's own may overload it.
+/// Floats of working memory the MLP wants for `rows` rows; an MLP of one's own may overload it.
 template <class M>
 constexpr std::int64_t mlp_workspace_floats(const M& mlp, std::int64_t rows) {
   return 2 * rows * mlp.hidden();

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <utility>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
@@ -39,7 +40,7 @@ enum class Finish {
   running,     ///< it has not
   stop_token,  ///< a stop token came
   length,      ///< max_new_tokens were generated
-  context,     ///< the session's max_context is full
+  context,     ///< the session's max_context is full; it has not read the last token
 };
 
 /// The tokens of one generation, made as they are asked for: `for (Token t : session.generate(options)) ...`.
@@ -99,7 +100,7 @@ class Generation {
   void next() {
     --left_;
     if (session_->room() == 0) {
-      finish_ = Finish::context;
+      finish_ = left_ == 0 ? Finish::length : Finish::context;
       return;
     }
     session_->decode(choice_.token);

@@ -60,7 +60,8 @@ class Model {
   std::int64_t parameters() const { return hymba::parameters(architecture()); }
   /// Every tensor as the model holds it, in a fixed order.
   std::span<const BoundTensor> tensors() const { return data_->tensors(); }
-  /// Tells this model and its storage formats from others; snapshots carry it.
+  /// Tells this model and its storage formats from others; snapshots carry it. Large tensors are sampled: two models
+  /// that differ in a few weights of one may share it.
   std::uint64_t fingerprint() const { return data_->fingerprint(); }
   /// Bytes of weights in memory of the model's own; what lies in the mapped file is not counted.
   std::size_t owned_bytes() const { return data_->owned_bytes(); }

@@ -24,8 +24,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -58,7 +61,7 @@ class Fingerprint {
   }
   void add(std::string_view text) { add(text.data(), text.size()); }
   void add(std::int64_t n) { add(&n, sizeof(n)); }
-  /// Large blocks are sampled: 64 bytes at 64 places, first and last included.
+  /// Large blocks are sampled, 64 bytes at 64 places spread over them: opening a model must not read all of it.
   void sample(const std::byte* data, std::size_t bytes) {
     constexpr std::size_t piece = 64, pieces = 64;
     if (bytes <= piece * pieces) return add(data, bytes);
@@ -136,7 +139,8 @@ class ModelData {
   int staging_slots() const { return slot_count_; }
   /// The last layer that reads the cache layer `i` produces (i itself when nobody shares it).
   int last_reader(int i) const { return last_reader_[static_cast<std::size_t>(i)]; }
-  /// Tells this model (architecture, weights, storage formats) from another.
+  /// Tells this model (architecture, storage formats, samples of all weights) from another. Two models that differ in
+  /// a few weights of one large tensor may share it.
   std::uint64_t fingerprint() const { return fingerprint_; }
   /// Bytes of weights held in memory of the model's own (the rest is the loader's, typically a mapped file).
   std::size_t owned_bytes() const { return owned_.size() + derived_.size(); }
@@ -157,8 +161,7 @@ class ModelData {
   void check_rules() const {
     const Broken b = arch_.first_broken_rule();
     if (b.rule == Rule::none) return;
-    throw ConfigError(detail::message("the architecture is not valid: ", sentence(b.rule),
-                                      b.layer >= 0 ? detail::message(" (layer ", b.layer, ")") : ""));
+    throw ConfigError("the architecture is not valid: " + broken_text(b));
   }
 
   void declare() {
@@ -170,8 +173,16 @@ class ModelData {
     first_layer_tensor_ = tensors_.size();
     for (int i = 0; i < arch_.layers; ++i) {
       for_each_layer_tensor(arch_, i, [&](Part, const TensorSpec& t) {
-        tensors_.push_back({detail::message("model.layers.", i, ".", t.name), t, {}});
+        tensors_.push_back({"model.layers." + std::to_string(i) + '.' + t.name, t, {}});
       });
+    }
+    // The library's own parts declare what the rules have checked; a part of one's own may declare anything.
+    std::set<std::string_view> names;
+    for (const BoundTensor& t : tensors_) {
+      if (std::any_of(t.spec.dims.begin(), t.spec.dims.end(), [](std::int64_t n) { return n < 1; })) {
+        throw ConfigError("tensor " + t.name + " is declared with a size below 1");
+      }
+      if (!names.insert(t.name).second) throw ConfigError("tensor " + t.name + " is declared twice");
     }
   }
 
@@ -267,6 +278,7 @@ class ModelData {
           derive_part(i, Part::fusion, arena, caller, arch_.fuse, arch_.attention_width(), arch_.ssm_width());
         }
       }
+      if (arch_.has_mlp()) derive_part(i, Part::mlp, arena, caller, arch_.mlp);
     }
   }
   template <class PartType, class... Sizes>

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <utility>
@@ -80,7 +81,8 @@ class Session {
     has_logits_ = true;
   }
 
-  /// Logits [vocabulary] behind the last token read; empty when none was.
+  /// Logits [vocabulary] behind the last token read; empty when none was. The view is of the session's own memory, which
+  /// the next tokens overwrite.
   std::span<const float> logits() const {
     return has_logits_ ? std::span<const float>(logits_) : std::span<const float>();
   }
@@ -92,8 +94,8 @@ class Session {
   /// Tokens that still fit.
   std::int64_t room() const { return max_context() - position(); }
   int threads() const { return executor_.threads(); }
-  /// Bytes of caches and recurrent state; of working memory.
-  std::size_t state_bytes() const { return state_.bytes(); }
+  /// Bytes of caches and recurrent state together; of working memory.
+  std::size_t memory_bytes() const { return state_.bytes(); }
   std::size_t workspace_bytes() const { return workspace_.bytes(); }
 
   /// Sets how `sample` chooses, and restarts its generator from the seed.
@@ -107,17 +109,20 @@ class Session {
   }
   /// Generates tokens from here on: `for (Token t : session.generate({.max_new_tokens = 64})) ...`.
   /// @throws ArgumentError on an option out of range.
-  Generation<Session> generate(const GenerateOptions& options = {}) {
+  Generation<Session> generate(const GenerateOptions& options = {}) & {
     configure(options.sampling());
     return resume(options.max_new_tokens, options.stop_tokens);
   }
   /// As `generate`, with the sampler as it stands: a restored session goes on exactly where it was.
-  Generation<Session> resume(std::int64_t max_new_tokens, std::vector<Token> stop_tokens = {}) {
+  Generation<Session> resume(std::int64_t max_new_tokens, std::vector<Token> stop_tokens = {}) & {
     if (max_new_tokens < 0) {
       throw ArgumentError(detail::message("max_new_tokens is ", max_new_tokens, ", expected 0 or more"));
     }
     return Generation<Session>(*this, max_new_tokens, std::move(stop_tokens));
   }
+  /// A generation reads from its session: it must not outlive it, and the session must not be moved meanwhile.
+  Generation<Session> generate(const GenerateOptions& options = {}) && = delete;
+  Generation<Session> resume(std::int64_t max_new_tokens, std::vector<Token> stop_tokens = {}) && = delete;
 
   /// Forgets everything but the meta tokens. The sampler keeps its options and generator.
   void reset() {

@@ -31,6 +31,8 @@
 #include <hymba/variant/spans.hpp>
 #include <hymba/variant/tensor_spec.hpp>
 
+#include <concepts>
+#include <cstdint>
 #include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
@@ -81,9 +83,12 @@ constexpr Part part_from(const Description& d) {
 }
 }  // namespace detail
 
-/// Heads with a key/value cache, as a variant's `attention`.
+/// Heads with a key/value cache [kv_heads, position, key_width] and [.., value_width], as a variant's `attention`.
 template <class H>
 concept AttentionShapeLike = requires(const H& h, Description& d) {
+  { h.kv_heads } -> std::convertible_to<int>;
+  { h.key_width } -> std::convertible_to<int>;
+  { h.value_width } -> std::convertible_to<int>;
   { h.query_width() } -> std::convertible_to<int>;
   { h.keys_width() } -> std::convertible_to<int>;
   { h.values_width() } -> std::convertible_to<int>;
@@ -131,6 +136,11 @@ struct Architecture {
   static constexpr bool has_attention = !std::is_same_v<attention_type, None>;
   static constexpr bool has_ssm = !std::is_same_v<ssm_type, None>;
 
+  // An alias by another name would silently not count.
+  static_assert(!requires { typename V::fusion; }, "hymba: a variant calls its fusion `fuse`, not `fusion`");
+  static_assert(!requires { typename V::span; }, "hymba: a variant calls its spans `spans`, not `span`");
+  static_assert(!requires { typename V::share; }, "hymba: a variant calls its sharing rule `sharing`, not `share`");
+  static_assert(!requires { typename V::meta_tokens; }, "hymba: a variant calls its meta tokens `meta`");
   static_assert(!has_attention || AttentionShapeLike<attention_type>,
                 "hymba: the variant's `attention` lacks members of hymba::AttentionShapeLike");
   static_assert(!has_ssm || RecurrentShapeLike<ssm_type>,
@@ -188,10 +198,11 @@ struct Architecture {
     } else {
       make_plan();
     }
+    has_mlp_ = describe().mlp != Name("none");
   }
 
   constexpr int meta_tokens() const { return meta.count; }
-  constexpr bool has_mlp() const { return describe().mlp != Name("none"); }
+  constexpr bool has_mlp() const { return has_mlp_; }
   /// Rows of the input projection of layer `i`: attention's, then the SSM's.
   constexpr int input_rows(int i) const { return attention_input_rows(i) + ssm_input_rows(i); }
   constexpr int attention_input_rows(int i) const {
@@ -296,13 +307,29 @@ struct Architecture {
     }
     for (int i = 0; i < layers; ++i) plan[i].source = plan[i].has_attention() ? sharing::source(i, plan) : -1;
   }
+
+  bool has_mlp_ = false;
 };
+
+namespace detail {
+/// A part that leaves a size to run time says so with `is_static`; one without that member has no such size.
+template <class Part>
+constexpr bool part_is_static() {
+  if constexpr (requires { Part::is_static; }) {
+    return Part::is_static;
+  } else {
+    return true;
+  }
+}
+}  // namespace detail
 
 /// True when every size of the variant is part of its type.
 template <class V>
 inline constexpr bool is_static_variant =
     !std::is_same_v<typename detail::SpansOf<V>::type, PlanFromConfig> && V::width != dynamic && V::layers != dynamic &&
-    V::vocabulary != dynamic;
+    V::vocabulary != dynamic && detail::part_is_static<typename detail::AttentionOf<V>::type>() &&
+    detail::part_is_static<typename detail::SsmOf<V>::type>() && detail::part_is_static<typename detail::FuseOf<V>::type>() &&
+    detail::part_is_static<typename detail::MlpOf<V>::type>() && detail::part_is_static<typename detail::MetaOf<V>::type>();
 
 namespace detail {
 /// One static assertion per rule; at most one of them fails, with the rule's sentence.

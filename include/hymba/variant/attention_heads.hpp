@@ -8,6 +8,8 @@
 #include <hymba/variant/description.hpp>
 #include <hymba/variant/tensor_spec.hpp>
 
+#include <type_traits>
+
 HYMBA_NAMESPACE_BEGIN
 
 /// Rotary embedding with a fixed base.
@@ -53,6 +55,9 @@ template <int QueryHeads, int KvHeads, int KeyWidth, int ValueWidth = KeyWidth, 
           QkNorm Norm = QkNorm::none>
 struct AttentionHeads {
   static constexpr const char* kind_name = "attention";
+  /// Every size is part of the type.
+  static constexpr bool is_static = QueryHeads != dynamic && KvHeads != dynamic && KeyWidth != dynamic &&
+                                    ValueWidth != dynamic && !std::is_same_v<Position, RuntimeRope>;
   [[no_unique_address]] Extent<QueryHeads> query_heads;
   [[no_unique_address]] Extent<KvHeads> kv_heads;
   [[no_unique_address]] Extent<KeyWidth> key_width;

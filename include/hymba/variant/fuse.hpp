@@ -64,6 +64,7 @@ struct LearnedGate {
 /// One of the fusions above, named by config.json.
 struct RuntimeFusion {
   enum class Kind { mean_of_norms, sum, concat, learned_gate, unknown };
+  static constexpr bool is_static = false;
   Kind kind = Kind::mean_of_norms;
   Name name = MeanOfNorms::kind_name;
 

@@ -23,6 +23,8 @@ namespace detail {
 template <int Inner, int State, int Taps, int DtRank>
 struct MambaSizes {
   static constexpr const char* kind_name = "mamba";
+  /// Every size is part of the type.
+  static constexpr bool is_static = Inner != dynamic && State != dynamic && Taps != dynamic && DtRank != dynamic;
   [[no_unique_address]] Extent<Inner> inner;
   [[no_unique_address]] Extent<State> d_state;
   [[no_unique_address]] Extent<Taps> conv_taps;
@@ -76,7 +78,7 @@ struct MambaSizes {
 /// Mamba-1 heads: causal depthwise convolution, input-dependent discretisation, diagonal state per channel.
 /// @tparam Inner E, channels; @tparam State N, state per channel; @tparam Taps K, convolution length including the
 /// current token; @tparam DtRank R, rank of the time step. Any may be `dynamic`.
-template <int Inner, int State = 16, int Taps = 4, int DtRank = 0, MambaOptions Options = MambaOptions{}>
+template <int Inner, int State, int Taps, int DtRank, MambaOptions Options = MambaOptions{}>
 struct MambaHeads : detail::MambaSizes<Inner, State, Taps, DtRank> {
   static constexpr MambaOptions options = Options;
   constexpr MambaHeads() = default;

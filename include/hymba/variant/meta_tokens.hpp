@@ -13,6 +13,7 @@ HYMBA_NAMESPACE_BEGIN
 /// session; they are never evicted from a window.
 template <int Count>
 struct MetaTokens {
+  static constexpr bool is_static = Count != dynamic;
   [[no_unique_address]] Extent<Count> count;
   constexpr MetaTokens() = default;
   constexpr explicit MetaTokens(const Description& d) : count(d.meta_tokens) {}

@@ -15,6 +15,7 @@ HYMBA_NAMESPACE_BEGIN
 template <int Width>
 struct SwiGlu {
   static constexpr const char* kind_name = "silu";
+  static constexpr bool is_static = Width != dynamic;
   [[no_unique_address]] Extent<Width> width;
   constexpr SwiGlu() = default;
   constexpr explicit SwiGlu(const Description& d) : width(d.mlp_width) {}
@@ -31,6 +32,7 @@ struct SwiGlu {
 template <int Width>
 struct Relu2 {
   static constexpr const char* kind_name = "relu2";
+  static constexpr bool is_static = Width != dynamic;
   [[no_unique_address]] Extent<Width> width;
   constexpr Relu2() = default;
   constexpr explicit Relu2(const Description& d) : width(d.mlp_width) {}
@@ -53,6 +55,7 @@ struct NoMlp {
 /// One of the MLPs above, named by config.json.
 struct RuntimeMlp {
   enum class Kind { swiglu, relu2, none, unknown };
+  static constexpr bool is_static = false;
   Kind kind = Kind::none;
   Name name = NoMlp::kind_name;
   int width = 0;

@@ -7,6 +7,7 @@
 #include <hymba/core/macros.hpp>
 
 #include <array>
+#include <cstddef>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -36,8 +37,9 @@ struct Plan {
   int layers = 0;
   std::array<LayerPlan, max_layers> rows{};
 
-  constexpr const LayerPlan& operator[](int layer) const { return rows[static_cast<std::size_t>(layer)]; }
-  constexpr LayerPlan& operator[](int layer) { return rows[static_cast<std::size_t>(layer)]; }
+  /// The row of `layer`; past either end the nearest one: a plan that nobody has checked yet is no way out of bounds.
+  constexpr const LayerPlan& operator[](int layer) const { return rows[index(layer)]; }
+  constexpr LayerPlan& operator[](int layer) { return rows[index(layer)]; }
   /// True when the layer computes and stores its own keys and values.
   constexpr bool produces(int layer) const { return (*this)[layer].source == layer; }
   friend constexpr bool operator==(const Plan& a, const Plan& b) {
@@ -46,6 +48,11 @@ struct Plan {
       if (!(a[i] == b[i])) return false;
     }
     return true;
+  }
+
+ private:
+  static constexpr std::size_t index(int layer) {
+    return static_cast<std::size_t>(layer < 0 ? 0 : layer < max_layers ? layer : max_layers - 1);
   }
 };
 

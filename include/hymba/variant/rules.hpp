@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -19,7 +20,7 @@ HYMBA_NAMESPACE_BEGIN
 #define HYMBA_RULES(X)                                                                                                 \
   X(sizes_positive, "width, layers and vocabulary must be at least 1")                                                 \
   X(layers_in_plan, "a stack has at most 256 layers")                                                                  \
-  X(sizes_sane, "no width or head count may exceed 2^20, no vocabulary or number of positions 2^30")                   \
+  X(sizes_sane, "no width or head count may exceed 2^20, no vocabulary 2^23")                                                \
   X(spans_fit, "the span list names a layer that does not exist, or has not one span per layer")                       \
   X(mix_fits, "the mix of layer kinds names a layer that does not exist")                                              \
   X(sharing_fits, "a sharing group names a layer that does not exist, or a layer is in two groups")                    \
@@ -32,11 +33,12 @@ HYMBA_NAMESPACE_BEGIN
                     "max_positions >= original_positions >= 1")                                                        \
   X(ssm_sizes, "SSM heads need inner width, d_state, conv_taps and dt_rank of at least 1")                             \
   X(fusion_known, "the fusion is none of mean_of_norms, sum, concat, learned_gate")                                    \
-  X(fusion_widths, "the fusion cannot join these heads: query_heads * value_width must equal the SSM's inner width")   \
+  X(fusion_widths, "the fusion does not accept heads of these widths: mean_of_norms, sum and learned_gate need "       \
+                    "query_heads * value_width equal to the SSM's inner width")                                                                 \
   X(mlp_known, "the MLP is none of silu, relu2, none")                                                                 \
   X(mlp_width, "the MLP width must be at least 1")                                                                     \
   X(meta_count, "the number of meta tokens must be 0 or more")                                                         \
-  X(window_size, "a window must be at least 1")                                                                        \
+  X(window_size, "a window must be at least 1, and at most 2^30")                                                      \
   X(source_exists, "a sharing rule must name an existing layer as the source of a cache")                              \
   X(source_attends, "the source of a shared cache must hold attention heads")                                          \
   X(source_early, "the producer of a shared cache must come before its readers")                                       \
@@ -69,6 +71,17 @@ struct Broken {
   std::int64_t value = 0;  ///< the offending number, where there is one
 };
 
+/// A broken rule as an error says it: "<sentence> (layer 3, value 7)".
+inline std::string broken_text(const Broken& broken) {
+  std::string out = sentence(broken.rule);
+  if (broken.layer < 0 && broken.value == 0) return out;
+  out += " (";
+  if (broken.layer >= 0) out += "layer " + std::to_string(broken.layer);
+  if (broken.layer >= 0 && broken.value != 0) out += ", ";
+  if (broken.value != 0) out += "value " + std::to_string(broken.value);
+  return out + ")";
+}
+
 /// What only the variant's own rules and fusion can answer.
 struct PartAnswers {
   bool spans_fit = true;
@@ -81,7 +94,7 @@ struct PartAnswers {
 
 namespace detail {
 constexpr Broken broken_sizes(const Description& d) {
-  constexpr int widest = 1 << 20, most = 1 << 30;
+  constexpr int widest = 1 << 20, most = 1 << 23;
   if (d.width < 1 || d.layers < 1 || d.vocabulary < 1) return {Rule::sizes_positive, -1, 0};
   if (d.layers > max_layers) return {Rule::layers_in_plan, -1, d.layers};
   for (const int n : {d.width, d.query_heads, d.kv_heads, d.key_width, d.value_width, d.inner, d.d_state, d.conv_taps,
@@ -138,10 +151,11 @@ constexpr Broken first_broken_rule(const Description& d, const PartAnswers& answ
     if (row.has_attention() && d.attention == Name("none")) return {Rule::attention_present, i, 0};
     if (row.has_ssm() && d.ssm == Name("none")) return {Rule::ssm_present, i, 0};
   }
-  if (attention) {
+  // Heads of one's own have sizes of their own: only the library's kinds are held to these.
+  if (attention && d.attention == Name("attention")) {
     if (const Broken b = detail::broken_attention(d); b.rule != Rule::none) return b;
   }
-  if (ssm && (d.inner < 1 || d.d_state < 1 || d.conv_taps < 1 || d.dt_rank < 1)) return {Rule::ssm_sizes, -1, 0};
+  if (ssm && d.ssm == Name("mamba") && (d.inner < 1 || d.d_state < 1 || d.conv_taps < 1 || d.dt_rank < 1)) return {Rule::ssm_sizes, -1, 0};
   if (hybrid && !answers.fusion_known) return {Rule::fusion_known, -1, 0};
   if (hybrid && !answers.fusion_accepts) return {Rule::fusion_widths, -1, 0};
   if (!answers.mlp_known) return {Rule::mlp_known, -1, 0};

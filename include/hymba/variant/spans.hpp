@@ -32,7 +32,7 @@ template <int... Layers>
 struct GlobalAt {
   template <class Other>
   struct otherwise {
-    static constexpr int window(int layer) { return ((layer == Layers) || ...) ? 0 : Other::span; }
+    static constexpr int window(int layer) { return ((layer == Layers) || ...) ? 0 : Other::window(layer); }
     static constexpr bool fits(int layers) { return ((Layers >= 0 && Layers < layers) && ...); }
   };
 };
