@@ -55,6 +55,10 @@ set(HYMBA_TEST_ENVIRONMENT "OMP_WAIT_POLICY=passive")
 if(HYMBA_SANITIZE MATCHES "undefined")
   list(APPEND HYMBA_TEST_ENVIRONMENT "UBSAN_OPTIONS=print_stacktrace=1")
 endif()
+if(HYMBA_SANITIZE MATCHES "address")
+  list(APPEND HYMBA_TEST_ENVIRONMENT
+       "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0")
+endif()
 if(HYMBA_SANITIZE STREQUAL "thread")
   if(HYMBA_OPENMP AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
     message(WARNING "hymba: gcc's libgomp is not instrumented; the thread sanitizer will report races that are none. "

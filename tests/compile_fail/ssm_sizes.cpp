@@ -6,7 +6,7 @@ using namespace hymba;
 
 struct Variant {
   using attention = AttentionHeads<4, 2, 8>;
-  using ssm = MambaHeads<32>;
+  using ssm = MambaHeads<32, 16, 4, 0>;
   using mlp = SwiGlu<24>;
   static constexpr int width = 16, layers = 4, vocabulary = 32;
 };

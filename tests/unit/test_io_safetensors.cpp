@@ -336,12 +336,14 @@ TEST_CASE("a file appears whole or not at all") {
   }
   CHECK(file_text(folder.path / "a") == "after");
   CHECK(folder.files() == 1);
-  // A name that is taken by a folder cannot be replaced; nothing is left behind.
-  fs::create_directories(folder.path / "d" / "e");
+  // A name that a folder has taken meanwhile cannot be replaced; nothing is left behind.
   {
     AtomicFile file(folder.path / "d");
+    fs::create_directories(folder.path / "d" / "e");
     CHECK_THROWS_AS(file.commit(), IoError);
   }
+  CHECK_THROWS_AS(AtomicFile(folder.path / "d"), IoError);
+  CHECK_THROWS_WITH_AS(AtomicFile("/dev/null"), "cannot write /dev/null: it exists and is not a regular file", IoError);
   CHECK(folder.files() == 2);
   write_text(folder.path / "empty", "");
   CHECK_THROWS_AS(SafetensorsFile(folder.path / "empty"), FormatError);
