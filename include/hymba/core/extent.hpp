@@ -15,7 +15,8 @@ template <int N>
 struct Extent {
   static_assert(N >= 0, "hymba: an extent is a number >= 0, or hymba::dynamic");
   constexpr Extent() = default;
-  /// Static extents accept only their own value, so that static and dynamic parts are built by the same code.
+  /// A static extent ignores the value, so that static and dynamic parts are built by the same code; who cares compares
+  /// afterwards (see io/architecture_from.hpp).
   constexpr explicit Extent(int) {}
   static constexpr bool is_static = true;
   constexpr operator int() const { return N; }
