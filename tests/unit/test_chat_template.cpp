@@ -13,21 +13,13 @@
 #include <string>
 #include <vector>
 
+#include "error_text.hpp"
+
 using namespace hymba;
+using text_test::contains;
+using text_test::error_of;
 
 namespace {
-
-template <class E, class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 std::string dumps(const nlohmann::ordered_json& value) {
   std::string out;

@@ -18,7 +18,11 @@
 #include <unistd.h>
 #endif
 
+#include "error_text.hpp"
+
 using namespace hymba;
+using text_test::contains;
+using text_test::error_of;
 
 namespace {
 
@@ -71,18 +75,6 @@ std::string printed_by(F&& f) {
   return {};
 #endif
 }
-
-template <class E, class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 void check_golden(const Tokenizer& tokenizer, const std::filesystem::path& file) {
   const auto golden = nlohmann::json::parse(read(file));

@@ -193,8 +193,7 @@ struct AttentionSimd {
     static constexpr std::int64_t partial_floats(std::int64_t rows, std::int64_t stride) {
       return 2 * round(rows) + rows * stride;
     }
-    static Partial partial(float* at, std::int64_t rows, std::int64_t stride) {
-      (void)stride;
+    static Partial partial(float* at, std::int64_t rows) {
       return {at, at + round(rows), at + 2 * round(rows)};
     }
     static constexpr std::int64_t floats(const AttentionShape& s, std::int64_t rows) {
@@ -214,8 +213,8 @@ struct AttentionSimd {
       values = take(block * stride);
       position = take(rows);
       factor = take(2 * rows);
-      running = partial(take(partial_floats(rows, stride)), rows, stride);
-      next = partial(take(partial_floats(rows, stride)), rows, stride);
+      running = partial(take(partial_floats(rows, stride)), rows);
+      next = partial(take(partial_floats(rows, stride)), rows);
       slot = take(slots * partial_floats(group(s), stride));
     }
   };
@@ -742,7 +741,7 @@ struct AttentionSimd {
     const std::int64_t r = group(shape), stride = value_stride(shape);
     const auto slot = [&](std::int64_t i) {
       const Workspace w(shape, room, scratch.of<float>(static_cast<int>(i / slots)));
-      return Workspace::partial(w.slot + i % slots * Workspace::partial_floats(r, stride), r, stride);
+      return Workspace::partial(w.slot + i % slots * Workspace::partial_floats(r, stride), r);
     };
     const Workspace mine(shape, room, scratch.of<float>(0));
     const std::int64_t wave = slots * exec.threads();

@@ -51,8 +51,7 @@ class Session {
   void prefill(std::span<const Token> tokens) {
     check(tokens);
     if (tokens.empty()) return;
-    read(tokens, [](std::int64_t, std::int64_t) {});
-    last_logits();
+    last_logits(read(tokens, [](std::int64_t, std::int64_t) {}));
   }
   void prefill(std::initializer_list<Token> tokens) { prefill(std::span<const Token>(tokens.begin(), tokens.size())); }
 
@@ -165,8 +164,7 @@ class Session {
         options_(checked(options)),
         executor_(options.threads),
         state_(data_->architecture(), options.max_context),
-        workspace_(*data_, std::min(options.prefill_chunk, std::max(options.max_context, std::int64_t{1})), 1,
-                   executor_.threads()),
+        workspace_(*data_, std::min(options.prefill_chunk, options.max_context), 1, executor_.threads()),
         logits_(static_cast<std::size_t>(data_->architecture().vocabulary)),
         sampler_(data_->architecture().vocabulary) {
     tokens_.reserve(static_cast<std::size_t>(options.max_context));
@@ -216,24 +214,27 @@ class Session {
   }
 
   /// Reads checked tokens in chunks; `after(first, rows)` is called while the workspace holds the chunk's last states.
+  /// Returns the rows of the last chunk.
   template <class After>
-  void read(std::span<const Token> tokens, After&& after) {
-    std::int64_t first = 0;
+  std::int64_t read(std::span<const Token> tokens, After&& after) {
+    std::int64_t first = 0, rows = 0;
     while (!tokens.empty()) {
       const auto chunk = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(workspace_.max_rows())));
       embed(*data_, workspace_, 0, chunk);
-      const StepSequence<E> step{&state_, static_cast<std::int64_t>(chunk.size())};
+      rows = static_cast<std::int64_t>(chunk.size());
+      const StepSequence<E> step{&state_, rows};
       forward(*data_, workspace_, executor_, std::span<const StepSequence<E>>(&step, 1));
       tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
-      last_rows_ = step.rows;
-      after(first, step.rows);
-      first += step.rows;
+      after(first, rows);
+      first += rows;
       tokens = tokens.subspan(chunk.size());
     }
+    return rows;
   }
-  void last_logits() {
+  /// The logits of the last of `rows` rows in the workspace.
+  void last_logits(std::int64_t rows) {
     const std::int64_t width = data_->architecture().width;
-    project_logits(*data_, workspace_, executor_, MatrixView<float>(workspace_.x + (last_rows_ - 1) * width, 1, width),
+    project_logits(*data_, workspace_, executor_, MatrixView<float>(workspace_.x + (rows - 1) * width, 1, width),
                    MatrixView<float>(logits_.data(), 1, static_cast<std::int64_t>(logits_.size())));
     has_logits_ = true;
   }
@@ -296,7 +297,6 @@ class Session {
   Workspace<V, P> workspace_;
   std::vector<float> logits_;
   bool has_logits_ = false;
-  std::int64_t last_rows_ = 0;
   std::vector<Token> tokens_;
   Sampler sampler_;
 };
