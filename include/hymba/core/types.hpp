@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -83,6 +84,18 @@ struct f16 {
 };
 
 static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2);
+
+namespace detail {
+/// A stored number as `Real`: exact for every storage type that is no wider.
+template <class Real, class T>
+constexpr Real number(T value) {
+  if constexpr (std::is_floating_point_v<T>) {
+    return static_cast<Real>(value);
+  } else {
+    return static_cast<Real>(static_cast<float>(value));
+  }
+}
+}  // namespace detail
 
 constexpr std::size_t operator""_KiB(unsigned long long n) { return static_cast<std::size_t>(n) << 10; }
 constexpr std::size_t operator""_MiB(unsigned long long n) { return static_cast<std::size_t>(n) << 20; }

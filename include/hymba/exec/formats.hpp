@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Storage formats of weights and caches. Arithmetic is always single precision; a format says how numbers lie in memory.
+// Storage formats of weights and caches. Arithmetic is single precision; a format says how numbers lie in memory.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -12,10 +12,11 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// How weight matrices are stored.
-enum class Weights { f32, bf16 };
+/// How weight matrices are stored. f64 turns all of a model's arithmetic to double (through arch::scalar): the checks of
+/// gradients use it, nothing else should.
+enum class Weights { f32, bf16, f64 };
 /// How keys and values are stored.
-enum class Cache { f32, f16, bf16 };
+enum class Cache { f32, f16, bf16, f64 };
 
 /// Describes one weight format: `element`, the bytes of a row, and the conversion of a row from and to float.
 /// A quantised format (blocks with scales) is one more specialisation; everything that stores weights asks here.
@@ -47,6 +48,10 @@ template <>
 struct weight_format<Weights::bf16> : detail::PlainFormat<bf16> {
   static constexpr const char* name = "bf16";
 };
+template <>
+struct weight_format<Weights::f64> : detail::PlainFormat<double> {
+  static constexpr const char* name = "f64";
+};
 
 /// Describes one cache format: `element` and its name.
 template <Cache C>
@@ -66,6 +71,18 @@ struct cache_format<Cache::bf16> {
   using element = bf16;
   static constexpr const char* name = "bf16";
 };
+template <>
+struct cache_format<Cache::f64> {
+  using element = double;
+  static constexpr const char* name = "f64";
+};
+
+/// The type of activations beside weights of format `W`.
+template <Weights W>
+using activation_t = std::conditional_t<W == Weights::f64, double, float>;
+/// The type of activations beside keys and values stored as `E`.
+template <class E>
+using activation_beside_t = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
 /// A read-only weight matrix [rows, cols] in format `W`; row r starts `r * row_bytes(cols)` after the first.
 template <Weights W>

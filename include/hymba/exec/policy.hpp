@@ -21,6 +21,8 @@ struct Cpu {
   using arch = Arch;
   using executor = Exec;
   using cache_element = typename cache_format<C>::element;
+  using real = activation_t<W>;
+  static_assert(std::is_same_v<real, activation_beside_t<cache_element>>, "hymba: weights and caches are both f64, or neither is");
 };
 
 /// What a policy must provide; a user's own may derive from Cpu or be written from scratch.

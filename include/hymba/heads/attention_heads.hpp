@@ -49,22 +49,23 @@ struct StagedRows {
 /// Inputs and outputs of attention heads for one layer and step.
 template <class E>
 struct AttentionStep {
-  MatrixView<float> input;                          ///< [T, input_rows(produces)]: q | k | v, or q; changed in place
+  using Real = activation_beside_t<E>;
+  MatrixView<Real> input;                           ///< [T, input_rows(produces)]: q | k | v, or q; changed in place
   bool produces = true;                             ///< stores keys and values
   int window = 0;                                   ///< 0: global
   std::int64_t meta = 0;                            ///< pinned positions
   std::span<const CacheSequence<E>> sequences;      ///< they cover the T rows in order
-  MatrixView<const float> cosines, sines;           ///< [T, key_width / 2]; empty without a rotary embedding
+  MatrixView<const Real> cosines, sines;            ///< [T, key_width / 2]; empty without a rotary embedding
   StagedRows<E> staged;                             ///< window layers: where this step's keys and values are
   AttentionSequence<E>* kernel_sequences = nullptr; ///< workspace, one per sequence
-  MatrixView<float> output;                         ///< [T, output_width()]
+  MatrixView<Real> output;                          ///< [T, output_width()]
 };
 
 namespace detail {
 
 /// Rows [T, heads * width] in float to [heads][row][width] in the cache's format.
 template <class C, class E>
-void store_rows(const C& c, MatrixView<const float> rows, int heads, int width, E* to, std::int64_t head_stride) {
+void store_rows(const C& c, MatrixView<const typename C::real> rows, int heads, int width, E* to, std::int64_t head_stride) {
   // A task converts one row of all heads: little work, so a few rows are not worth waking threads.
   const auto store = [&](std::int64_t r) {
     for (int g = 0; g < heads; ++g) {
@@ -104,14 +105,15 @@ void add_window_segments(const CacheSequence<E>& s, const StagedRows<E>& staged,
 template <class Heads, class C, class E>
 void dot_product_attention(const Heads& h, const C& c, const AttentionStep<E>& step) {
   const int heads = h.query_heads, groups = h.kv_heads, dk = h.key_width, dv = h.value_width;
-  const MatrixView<float> q = step.input.columns(0, h.query_width());
-  const MatrixView<float> k = step.input.columns(h.query_width(), h.keys_width());
-  const MatrixView<float> v = step.input.columns(h.query_width() + h.keys_width(), h.values_width());
+  using Real = typename C::real;
+  const MatrixView<Real> q = step.input.columns(0, h.query_width());
+  const MatrixView<Real> k = step.input.columns(h.query_width(), h.keys_width());
+  const MatrixView<Real> v = step.input.columns(h.query_width() + h.keys_width(), h.values_width());
 
   if (h.qk_norm != QkNorm::none) {
-    const auto normalise = [&](MatrixView<float> x, int count, const float* weight) {
+    const auto normalise = [&](MatrixView<Real> x, int count, const Real* weight) {
       for (int i = 0; i < count; ++i) {
-        const MatrixView<float> head = x.columns(static_cast<std::int64_t>(i) * dk, dk);
+        const MatrixView<Real> head = x.columns(static_cast<std::int64_t>(i) * dk, dk);
         run<op::RmsNorm>(c, head, weight + (h.qk_norm == QkNorm::per_head_rms ? i * dk : 0), c.eps, head);
       }
     };
@@ -136,9 +138,9 @@ void dot_product_attention(const Heads& h, const C& c, const AttentionStep<E>& s
       // A global layer's row is its position: it goes to its final place at once. A window layer's is staged.
       E* keys = global ? cache.keys + sequence.first_position * dk : step.staged.keys + sequence.first_row * dk;
       E* values = global ? cache.values + sequence.first_position * dv : step.staged.values + sequence.first_row * dv;
-      store_rows(c, MatrixView<const float>(k.row_range(sequence.first_row, sequence.rows)), groups, dk, keys,
+      store_rows(c, MatrixView<const Real>(k.row_range(sequence.first_row, sequence.rows)), groups, dk, keys,
                  global ? cache.key_head_stride() : step.staged.capacity * dk);
-      store_rows(c, MatrixView<const float>(v.row_range(sequence.first_row, sequence.rows)), groups, dv, values,
+      store_rows(c, MatrixView<const Real>(v.row_range(sequence.first_row, sequence.rows)), groups, dv, values,
                  global ? cache.value_head_stride() : step.staged.capacity * dv);
     }
     if (global) {

@@ -24,7 +24,7 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// One tensor as a model holds it: a vector in float, or a matrix in the policy's weight format.
+/// One tensor as a model holds it: a vector of activation_t, or a matrix in the policy's weight format.
 struct Parameter {
   const std::byte* data = nullptr;
   std::int64_t rows = 0;
@@ -36,14 +36,15 @@ template <Policy P>
 struct Context {
   using policy = P;
   using arch = typename P::arch;
+  using real = activation_t<P::weights>;  ///< of activations and vectors: float, but for Weights::f64
   typename P::executor& executor;
   Scratch scratch;
   float eps = 0;                          ///< of the norms
   const Parameter* parameters = nullptr;  ///< in the order in which the part's `tensors` visits them
-  const float* derived = nullptr;         ///< what `derive` wrote for this layer's part
+  const real* derived = nullptr;          ///< what `derive` wrote for this layer's part
 
-  /// The k-th tensor of this part as floats; the part declared it with vector_tensor.
-  const float* vector(int k) const { return reinterpret_cast<const float*>(parameters[k].data); }
+  /// The k-th tensor of this part as numbers; the part declared it with vector_tensor.
+  const real* vector(int k) const { return reinterpret_cast<const real*>(parameters[k].data); }
   /// The k-th tensor of this part as a weight matrix; the part declared it with matrix_tensor.
   WeightMatrix<P::weights> matrix(int k) const { return {parameters[k].data, parameters[k].rows, parameters[k].cols}; }
 };

@@ -28,48 +28,49 @@ HYMBA_NAMESPACE_BEGIN
 
 constexpr std::int64_t derived_floats(const MeanOfNorms&, int attention, int ssm) { return attention + ssm; }
 template <class C>
-void derive(const MeanOfNorms&, const C& c, int attention, int ssm, float* out) {
+void derive(const MeanOfNorms&, const C& c, int attention, int ssm, typename C::real* out) {
   for (int i = 0; i < attention; ++i) out[i] = 0.5f * c.vector(0)[i];
   for (int i = 0; i < ssm; ++i) out[attention + i] = 0.5f * c.vector(1)[i];
 }
 template <class C>
-void fuse_forward(const MeanOfNorms&, const C& c, MatrixView<const float> attention, MatrixView<const float> ssm,
-                  MatrixView<float> out) {
+void fuse_forward(const MeanOfNorms&, const C& c, MatrixView<const typename C::real> attention,
+                  MatrixView<const typename C::real> ssm, MatrixView<typename C::real> out) {
   run<op::FuseNorms>(c, attention, ssm, c.derived, c.derived + attention.cols, c.eps, out);
 }
 
 constexpr std::int64_t derived_floats(const LearnedGate&, int attention, int ssm) { return attention + ssm; }
 template <class C>
-void derive(const LearnedGate&, const C& c, int attention, int ssm, float* out) {
+void derive(const LearnedGate&, const C& c, int attention, int ssm, typename C::real* out) {
+  using Real = typename C::real;
   for (int i = 0; i < attention; ++i) {
-    const float gate = 1.0f / (1.0f + std::exp(-c.vector(2)[i]));
+    const Real gate = Real(1) / (Real(1) + std::exp(-c.vector(2)[i]));
     out[i] = gate * c.vector(0)[i];
   }
   for (int i = 0; i < ssm; ++i) {
-    const float rest = 1.0f / (1.0f + std::exp(c.vector(2)[i]));
+    const Real rest = Real(1) / (Real(1) + std::exp(c.vector(2)[i]));
     out[attention + i] = rest * c.vector(1)[i];
   }
 }
 template <class C>
-void fuse_forward(const LearnedGate&, const C& c, MatrixView<const float> attention, MatrixView<const float> ssm,
-                  MatrixView<float> out) {
+void fuse_forward(const LearnedGate&, const C& c, MatrixView<const typename C::real> attention,
+                  MatrixView<const typename C::real> ssm, MatrixView<typename C::real> out) {
   run<op::FuseNorms>(c, attention, ssm, c.derived, c.derived + attention.cols, c.eps, out);
 }
 
 template <class C>
-void fuse_forward(const SumOfHeads&, const C&, MatrixView<const float> attention, MatrixView<const float> ssm,
-                  MatrixView<float> out) {
+void fuse_forward(const SumOfHeads&, const C&, MatrixView<const typename C::real> attention,
+                  MatrixView<const typename C::real> ssm, MatrixView<typename C::real> out) {
   for (std::int64_t t = 0; t < out.rows; ++t) {
     for (std::int64_t i = 0; i < out.cols; ++i) out(t, i) = attention(t, i) + ssm(t, i);
   }
 }
 
 template <class C>
-void fuse_forward(const ConcatHeads&, const C&, MatrixView<const float> attention, MatrixView<const float> ssm,
-                  MatrixView<float> out) {
+void fuse_forward(const ConcatHeads&, const C&, MatrixView<const typename C::real> attention,
+                  MatrixView<const typename C::real> ssm, MatrixView<typename C::real> out) {
   for (std::int64_t t = 0; t < out.rows; ++t) {
-    std::memcpy(out.row(t), attention.row(t), static_cast<std::size_t>(attention.cols) * sizeof(float));
-    std::memcpy(out.row(t) + attention.cols, ssm.row(t), static_cast<std::size_t>(ssm.cols) * sizeof(float));
+    std::memcpy(out.row(t), attention.row(t), static_cast<std::size_t>(attention.cols) * sizeof(*out.data));
+    std::memcpy(out.row(t) + attention.cols, ssm.row(t), static_cast<std::size_t>(ssm.cols) * sizeof(*out.data));
   }
 }
 
@@ -80,14 +81,14 @@ constexpr std::int64_t derived_floats(const RuntimeFusion& fusion, int attention
   });
 }
 template <class C>
-void derive(const RuntimeFusion& fusion, const C& c, int attention, int ssm, float* out) {
+void derive(const RuntimeFusion& fusion, const C& c, int attention, int ssm, typename C::real* out) {
   fusion.visit([&](auto f) {
     if constexpr (requires { derive(f, c, attention, ssm, out); }) derive(f, c, attention, ssm, out);
   });
 }
 template <class C>
-void fuse_forward(const RuntimeFusion& fusion, const C& c, MatrixView<const float> attention,
-                  MatrixView<const float> ssm, MatrixView<float> out) {
+void fuse_forward(const RuntimeFusion& fusion, const C& c, MatrixView<const typename C::real> attention,
+                  MatrixView<const typename C::real> ssm, MatrixView<typename C::real> out) {
   fusion.visit([&](auto f) { fuse_forward(f, c, attention, ssm, out); });
 }
 

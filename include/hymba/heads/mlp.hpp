@@ -23,30 +23,34 @@
 HYMBA_NAMESPACE_BEGIN
 
 template <int F, class C>
-void mlp_forward(const SwiGlu<F>& mlp, const C& c, MatrixView<const float> in, MatrixView<float> out,
-                 float* workspace) {
+void mlp_forward(const SwiGlu<F>& mlp, const C& c, MatrixView<const typename C::real> in,
+                 MatrixView<typename C::real> out, typename C::real* workspace) {
+  using Real = typename C::real;
   const std::int64_t rows = in.rows, hidden = mlp.hidden();
-  MatrixView<float> gate(workspace, rows, hidden), up(workspace + rows * hidden, rows, hidden);
-  run<op::Gemm>(c, in, c.matrix(0), static_cast<const float*>(nullptr), gate, Store::assign);
-  run<op::Gemm>(c, in, c.matrix(1), static_cast<const float*>(nullptr), up, Store::assign);
+  MatrixView<Real> gate(workspace, rows, hidden), up(workspace + rows * hidden, rows, hidden);
+  run<op::Gemm>(c, in, c.matrix(0), static_cast<const Real*>(nullptr), gate, Store::assign);
+  run<op::Gemm>(c, in, c.matrix(1), static_cast<const Real*>(nullptr), up, Store::assign);
   run<op::SwiGlu>(c, gate, up, gate);
-  run<op::Gemm>(c, gate, c.matrix(2), static_cast<const float*>(nullptr), out, Store::add);
+  run<op::Gemm>(c, gate, c.matrix(2), static_cast<const Real*>(nullptr), out, Store::add);
 }
 
 template <int F, class C>
-void mlp_forward(const Relu2<F>& mlp, const C& c, MatrixView<const float> in, MatrixView<float> out, float* workspace) {
-  MatrixView<float> up(workspace, in.rows, mlp.hidden());
-  run<op::Gemm>(c, in, c.matrix(0), static_cast<const float*>(nullptr), up, Store::assign);
+void mlp_forward(const Relu2<F>& mlp, const C& c, MatrixView<const typename C::real> in,
+                 MatrixView<typename C::real> out, typename C::real* workspace) {
+  using Real = typename C::real;
+  MatrixView<Real> up(workspace, in.rows, mlp.hidden());
+  run<op::Gemm>(c, in, c.matrix(0), static_cast<const Real*>(nullptr), up, Store::assign);
   run<op::Relu2>(c, up, up);
-  run<op::Gemm>(c, up, c.matrix(1), static_cast<const float*>(nullptr), out, Store::add);
+  run<op::Gemm>(c, up, c.matrix(1), static_cast<const Real*>(nullptr), out, Store::add);
 }
 
 template <class C>
-void mlp_forward(const NoMlp&, const C&, MatrixView<const float>, MatrixView<float>, float*) {}
+void mlp_forward(const NoMlp&, const C&, MatrixView<const typename C::real>, MatrixView<typename C::real>,
+                 typename C::real*) {}
 
 template <class C>
-void mlp_forward(const RuntimeMlp& mlp, const C& c, MatrixView<const float> in, MatrixView<float> out,
-                 float* workspace) {
+void mlp_forward(const RuntimeMlp& mlp, const C& c, MatrixView<const typename C::real> in,
+                 MatrixView<typename C::real> out, typename C::real* workspace) {
   mlp.visit([&](const auto& m) { mlp_forward(m, c, in, out, workspace); });
 }
 

@@ -29,15 +29,16 @@ class RopeTable {
   bool active() const { return kind_ != RopeKind::none; }
   int half() const { return width_ / 2; }
 
-  /// cos and sin of the angles at `position` (meta tokens counted), `half()` floats each.
-  void fill(std::int64_t position, float* cosines, float* sines) const {
+  /// cos and sin of the angles at `position` (meta tokens counted), `half()` numbers each.
+  template <class Real>
+  void fill(std::int64_t position, Real* cosines, Real* sines) const {
     const bool scaled = kind_ == RopeKind::dynamic_ntk && position + 1 > original_;
     const double base = scaled ? scaled_base(position + 1) : 0;
     for (int i = 0; i < half(); ++i) {
       const double frequency = scaled ? std::pow(base, -2.0 * i / width_) : frequencies_[static_cast<std::size_t>(i)];
       const double angle = static_cast<double>(position) * frequency;
-      cosines[i] = static_cast<float>(std::cos(angle));
-      sines[i] = static_cast<float>(std::sin(angle));
+      cosines[i] = static_cast<Real>(std::cos(angle));
+      sines[i] = static_cast<Real>(std::sin(angle));
     }
   }
 

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -36,8 +37,9 @@ struct Relu2 {};
 
 namespace reference {
 /// op::SwiGlu in plain loops.
-template <class Real, class Out>
-void swiglu(MatrixView<const float> gate, MatrixView<const float> up, MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void swiglu(MatrixView<const std::type_identity_t<In>> gate, MatrixView<const std::type_identity_t<In>> up,
+            MatrixView<Out> y) {
   for (std::int64_t t = 0; t < gate.rows; ++t) {
     for (std::int64_t i = 0; i < gate.cols; ++i) {
       y(t, i) = static_cast<Out>(silu(static_cast<Real>(gate(t, i))) * static_cast<Real>(up(t, i)));
@@ -45,8 +47,8 @@ void swiglu(MatrixView<const float> gate, MatrixView<const float> up, MatrixView
   }
 }
 /// op::Relu2 in plain loops.
-template <class Real, class Out>
-void relu2(MatrixView<const float> u, MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void relu2(MatrixView<const std::type_identity_t<In>> u, MatrixView<Out> y) {
   for (std::int64_t t = 0; t < u.rows; ++t) {
     for (std::int64_t i = 0; i < u.cols; ++i) {
       const Real x = std::max(static_cast<Real>(u(t, i)), Real(0));
@@ -58,17 +60,18 @@ void relu2(MatrixView<const float> u, MatrixView<Out> y) {
 
 template <>
 struct kernel_for<op::SwiGlu, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<const float> gate, MatrixView<const float> up, MatrixView<float> y) {
-    reference::swiglu<float>(gate, up, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<const std::type_identity_t<T>> gate,
+                  MatrixView<const std::type_identity_t<T>> up, MatrixView<T> y) {
+    reference::swiglu<T, T, T>(gate, up, y);
   }
 };
 
 template <>
 struct kernel_for<op::Relu2, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<const float> u, MatrixView<float> y) {
-    reference::relu2<float>(u, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<const std::type_identity_t<T>> u, MatrixView<T> y) {
+    reference::relu2<T, T, T>(u, y);
   }
 };
 

@@ -83,14 +83,14 @@ struct Attention {};
 
 namespace reference {
 /// op::Attention in plain loops for one sequence: largest score, then weights and weighted sum.
-template <class Real, class E, class Out>
-void attention(const AttentionShape& shape, MatrixView<const float> q, const AttentionSequence<E>& sequence,
-               MatrixView<Out> out) {
+template <class Real, class E, class Out, class In = float>
+void attention(const AttentionShape& shape, MatrixView<const std::type_identity_t<In>> q,
+               const AttentionSequence<E>& sequence, MatrixView<Out> out) {
   const std::int64_t dk = shape.key_width, dv = shape.value_width;
   for (std::int64_t row = 0; row < sequence.rows; ++row) {
     for (std::int64_t h = 0; h < shape.query_heads; ++h) {
       const std::int64_t g = h * shape.kv_heads / shape.query_heads;
-      const float* query = q.row(sequence.first_row + row) + h * dk;
+      const In* query = q.row(sequence.first_row + row) + h * dk;
       Out* to = out.row(sequence.first_row + row) + h * dv;
       const auto for_visible = [&](auto&& use) {
         for (int i = 0; i < sequence.segment_count; ++i) {
@@ -100,7 +100,7 @@ void attention(const AttentionShape& shape, MatrixView<const float> q, const Att
             const E* key = s.keys + g * s.key_head_stride + j * dk;
             Real score = 0;
             for (std::int64_t d = 0; d < dk; ++d) {
-              score += static_cast<Real>(query[d]) * static_cast<Real>(static_cast<float>(key[d]));
+              score += static_cast<Real>(query[d]) * hymba::detail::number<Real>(key[d]);
             }
             use(score * static_cast<Real>(shape.scale), s.values + g * s.value_head_stride + j * dv);
           }
@@ -113,7 +113,7 @@ void attention(const AttentionShape& shape, MatrixView<const float> q, const Att
         const Real weight = std::exp(score - largest);
         sum += weight;
         for (std::int64_t d = 0; d < dv; ++d) {
-          to[d] = static_cast<Out>(static_cast<Real>(to[d]) + weight * static_cast<Real>(static_cast<float>(value[d])));
+          to[d] = static_cast<Out>(static_cast<Real>(to[d]) + weight * hymba::detail::number<Real>(value[d]));
         }
       });
       for (std::int64_t d = 0; d < dv; ++d) to[d] = static_cast<Out>(static_cast<Real>(to[d]) / sum);
@@ -126,10 +126,10 @@ template <>
 struct kernel_for<op::Attention, arch::scalar> {
   static constexpr std::size_t scratch_bytes(const AttentionShape&, std::int64_t) { return 0; }
 
-  template <class E, class Exec>
-  static void run(Exec&, Scratch, const AttentionShape& shape, MatrixView<const float> q,
-                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    for (const AttentionSequence<E>& s : sequences) reference::attention<float>(shape, q, s, out);
+  template <class E, class Exec, class T>
+  static void run(Exec&, Scratch, const AttentionShape& shape, MatrixView<const std::type_identity_t<T>> q,
+                  std::span<const AttentionSequence<E>> sequences, MatrixView<T> out) {
+    for (const AttentionSequence<E>& s : sequences) reference::attention<T, E, T, T>(shape, q, s, out);
   }
 };
 

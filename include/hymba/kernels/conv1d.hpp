@@ -14,16 +14,19 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
 /// Rows [first_row, first_row + rows) of the matrices are one sequence. `tail` [K - 1, E], oldest first: in, the inputs
 /// before first_row (zeros at the start of a text); out, the last K - 1 inputs. Null when K is 1.
-struct ConvSequence {
+template <class T>
+struct BasicConvSequence {
   std::int64_t first_row = 0;
   std::int64_t rows = 0;
-  float* tail = nullptr;
+  T* tail = nullptr;
 };
+using ConvSequence = BasicConvSequence<float>;
 
 namespace op {
 /// Causal depthwise convolution, bias, silu: `y[t, e] = silu(bias[e] + sum over k of weight[k, e] * x[t - K + 1 + k,
@@ -41,15 +44,16 @@ struct Conv1d {};
 
 namespace reference {
 /// op::Conv1d in plain loops; `tail` is read, not updated.
-template <class Real, class Out>
-void conv1d(MatrixView<const float> x, const float* weight, const float* bias, int taps, const ConvSequence& sequence,
-            MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void conv1d(MatrixView<const std::type_identity_t<In>> x, const std::type_identity_t<In>* weight,
+            const std::type_identity_t<In>* bias, int taps,
+            const BasicConvSequence<std::type_identity_t<In>>& sequence, MatrixView<Out> y) {
   for (std::int64_t i = 0; i < sequence.rows; ++i) {
     for (std::int64_t e = 0; e < x.cols; ++e) {
       Real sum = bias != nullptr ? static_cast<Real>(bias[e]) : Real(0);
       for (int k = 0; k < taps; ++k) {
         const std::int64_t at = i - taps + 1 + k;  // row within the sequence; negative: in the tail
-        const float input = at >= 0 ? x(sequence.first_row + at, e) : sequence.tail[(at + taps - 1) * x.cols + e];
+        const In input = at >= 0 ? x(sequence.first_row + at, e) : sequence.tail[(at + taps - 1) * x.cols + e];
         sum += static_cast<Real>(weight[k * x.cols + e]) * static_cast<Real>(input);
       }
       y(sequence.first_row + i, e) = static_cast<Out>(silu(sum));
@@ -60,13 +64,14 @@ void conv1d(MatrixView<const float> x, const float* weight, const float* bias, i
 
 namespace detail {
 /// Channels [first, last) of a sequence's tail become its last K - 1 inputs.
-inline void update_tail(MatrixView<const float> x, int taps, const ConvSequence& s, std::int64_t first,
-                        std::int64_t last) {
+template <class T>
+void update_tail(MatrixView<const std::type_identity_t<T>> x, int taps, const BasicConvSequence<T>& s,
+                 std::int64_t first, std::int64_t last) {
   const std::int64_t width = x.cols, kept = taps - 1;
   // Oldest first: a row is read only at or behind the one being written.
   for (std::int64_t k = 0; k < kept; ++k) {
     const std::int64_t at = s.rows - kept + k;
-    const float* from = at >= 0 ? x.row(s.first_row + at) : s.tail + (k + s.rows) * width;
+    const T* from = at >= 0 ? x.row(s.first_row + at) : s.tail + (k + s.rows) * width;
     if (from != s.tail + k * width) std::copy(from + first, from + last, s.tail + k * width + first);
   }
 }
@@ -74,11 +79,12 @@ inline void update_tail(MatrixView<const float> x, int taps, const ConvSequence&
 
 template <>
 struct kernel_for<op::Conv1d, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<const float> x, const float* weight, const float* bias, int taps,
-                  std::span<const ConvSequence> sequences, MatrixView<float> y) {
-    for (const ConvSequence& s : sequences) {
-      reference::conv1d<float>(x, weight, bias, taps, s, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<const std::type_identity_t<T>> x, const std::type_identity_t<T>* weight,
+                  const std::type_identity_t<T>* bias, int taps,
+                  std::span<const BasicConvSequence<std::type_identity_t<T>>> sequences, MatrixView<T> y) {
+    for (const BasicConvSequence<T>& s : sequences) {
+      reference::conv1d<T, T, T>(x, weight, bias, taps, s, y);
       detail::update_tail(x, taps, s, 0, x.cols);
     }
   }

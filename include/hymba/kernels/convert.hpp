@@ -25,16 +25,16 @@ struct Convert {};
 
 namespace reference {
 /// op::Convert in plain loops.
-template <class To>
-void convert(const float* from, std::int64_t n, To* to) {
+template <class From, class To>
+void convert(const From* from, std::int64_t n, To* to) {
   for (std::int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
 }
 }  // namespace reference
 
 template <>
 struct kernel_for<op::Convert, arch::scalar> {
-  template <class To>
-  static void run(const float* from, std::int64_t n, To* to) {
+  template <class To, class From>
+  static void run(const From* from, std::int64_t n, To* to) {
     reference::convert(from, n, to);
   }
 };

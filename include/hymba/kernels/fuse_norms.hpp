@@ -12,6 +12,7 @@
 #include <hymba/kernels/static_dispatch.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -30,9 +31,9 @@ struct FuseNorms {};
 
 namespace reference {
 /// op::FuseNorms in plain loops.
-template <class Real, class Out>
-void fuse_norms(MatrixView<const float> a, MatrixView<const float> s, const float* ca, const float* cs, float eps,
-                MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void fuse_norms(MatrixView<const std::type_identity_t<In>> a, MatrixView<const std::type_identity_t<In>> s,
+                const std::type_identity_t<In>* ca, const std::type_identity_t<In>* cs, float eps, MatrixView<Out> y) {
   for (std::int64_t t = 0; t < a.rows; ++t) {
     const Real ia = inverse_rms<Real>(a.row(t), a.cols, eps), is = inverse_rms<Real>(s.row(t), s.cols, eps);
     for (std::int64_t i = 0; i < a.cols; ++i) {
@@ -45,10 +46,11 @@ void fuse_norms(MatrixView<const float> a, MatrixView<const float> s, const floa
 
 template <>
 struct kernel_for<op::FuseNorms, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<const float> a, MatrixView<const float> s, const float* ca,
-                  const float* cs, float eps, MatrixView<float> y) {
-    reference::fuse_norms<float>(a, s, ca, cs, eps, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<const std::type_identity_t<T>> a,
+                  MatrixView<const std::type_identity_t<T>> s, const std::type_identity_t<T>* ca,
+                  const std::type_identity_t<T>* cs, float eps, MatrixView<T> y) {
+    reference::fuse_norms<T, T, T>(a, s, ca, cs, eps, y);
   }
 };
 

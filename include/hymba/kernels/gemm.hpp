@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -40,15 +41,16 @@ struct Gemm {};
 
 namespace reference {
 /// op::Gemm in plain loops. `Real` is the type of the sum; y may be wider than float.
-template <class Real, Weights W, class Out>
-void gemm(MatrixView<const float> x, WeightMatrix<W> w, const float* bias, MatrixView<Out> y, Store store) {
+template <class Real, Weights W, class Out, class In = float>
+void gemm(MatrixView<const std::type_identity_t<In>> x, WeightMatrix<W> w, const std::type_identity_t<In>* bias,
+          MatrixView<Out> y, Store store) {
   using Element = typename weight_format<W>::element;
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t o = 0; o < w.rows; ++o) {
       const auto* row = reinterpret_cast<const Element*>(w.row(o));
       Real sum = bias != nullptr ? static_cast<Real>(bias[o]) : Real(0);
       for (std::int64_t i = 0; i < w.cols; ++i) {
-        sum += static_cast<Real>(x(t, i)) * static_cast<Real>(static_cast<float>(row[i]));
+        sum += static_cast<Real>(x(t, i)) * hymba::detail::number<Real>(row[i]);
       }
       y(t, o) = static_cast<Out>(store == Store::add ? static_cast<Real>(y(t, o)) + sum : sum);
     }
@@ -60,15 +62,15 @@ template <>
 struct kernel_for<op::Gemm, arch::scalar> {
   static constexpr std::size_t scratch_bytes(std::int64_t, std::int64_t, std::int64_t) { return 0; }
 
-  template <class Exec, Weights W>
-  static void run(Exec& exec, Scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
-                  MatrixView<float> y, Store store) {
+  template <class Exec, Weights W, class T>
+  static void run(Exec& exec, Scratch, MatrixView<const std::type_identity_t<T>> x, WeightMatrix<W> w,
+                  const std::type_identity_t<T>* bias, MatrixView<T> y, Store store) {
     if (x.rows == 0) return;
     const std::int64_t tasks = x.rows * w.rows * w.cols < 65536 ? 1 : std::min<std::int64_t>(exec.threads(), w.rows);
     exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
       const std::int64_t first = w.rows * task / tasks;
       const std::int64_t count = w.rows * (task + 1) / tasks - first;
-      reference::gemm<float>(x, w.row_range(first, count), bias != nullptr ? bias + first : nullptr,
+      reference::gemm<T, W, T, T>(x, w.row_range(first, count), bias != nullptr ? bias + first : nullptr,
                              y.columns(first, count), store);
     });
   }

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -29,15 +30,16 @@ struct RmsNorm {};
 
 namespace reference {
 /// 1 / sqrt(mean(x^2) + eps).
-template <class Real>
-Real inverse_rms(const float* x, std::int64_t n, float eps) {
+template <class Real, class In>
+Real inverse_rms(const In* x, std::int64_t n, float eps) {
   Real sum = 0;
   for (std::int64_t i = 0; i < n; ++i) sum += static_cast<Real>(x[i]) * static_cast<Real>(x[i]);
   return Real(1) / std::sqrt(sum / static_cast<Real>(n) + static_cast<Real>(eps));
 }
 /// op::RmsNorm in plain loops.
-template <class Real, class Out>
-void rms_norm(MatrixView<const float> x, const float* weight, float eps, MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void rms_norm(MatrixView<const std::type_identity_t<In>> x, const std::type_identity_t<In>* weight, float eps,
+              MatrixView<Out> y) {
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const Real inverse = inverse_rms<Real>(x.row(t), x.cols, eps);
     for (std::int64_t i = 0; i < x.cols; ++i) {
@@ -75,9 +77,10 @@ HYMBA_ALWAYS_INLINE float inverse_rms(const float* x, std::int64_t n, float eps)
 
 template <>
 struct kernel_for<op::RmsNorm, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<const float> x, const float* weight, float eps, MatrixView<float> y) {
-    reference::rms_norm<float>(x, weight, eps, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<const std::type_identity_t<T>> x, const std::type_identity_t<T>* weight,
+                  float eps, MatrixView<T> y) {
+    reference::rms_norm<T, T, T>(x, weight, eps, y);
   }
 };
 

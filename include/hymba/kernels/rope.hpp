@@ -11,6 +11,7 @@
 #include <hymba/kernels/static_dispatch.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -28,8 +29,9 @@ struct Rope {};
 
 namespace reference {
 /// op::Rope in plain loops.
-template <class Real, class X>
-void rope(MatrixView<X> x, int heads, int width, MatrixView<const float> cos, MatrixView<const float> sin) {
+template <class Real, class X, class In = float>
+void rope(MatrixView<X> x, int heads, int width, MatrixView<const std::type_identity_t<In>> cos,
+          MatrixView<const std::type_identity_t<In>> sin) {
   const std::int64_t half = width / 2;
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t h = 0; h < heads; ++h) {
@@ -48,10 +50,10 @@ void rope(MatrixView<X> x, int heads, int width, MatrixView<const float> cos, Ma
 
 template <>
 struct kernel_for<op::Rope, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, MatrixView<float> x, int heads, int width, MatrixView<const float> cos,
-                  MatrixView<const float> sin) {
-    reference::rope<float>(x, heads, width, cos, sin);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, MatrixView<T> x, int heads, int width, MatrixView<const std::type_identity_t<T>> cos,
+                  MatrixView<const std::type_identity_t<T>> sin) {
+    reference::rope<T, T, T>(x, heads, width, cos, sin);
   }
 };
 

@@ -15,26 +15,31 @@
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
 /// Rows [first_row, first_row + rows) of the matrices are one sequence; `state` [N, E] is read and updated.
-struct ScanSequence {
+template <class T>
+struct BasicScanSequence {
   std::int64_t first_row = 0;
   std::int64_t rows = 0;
-  float* state = nullptr;
+  T* state = nullptr;
 };
+using ScanSequence = BasicScanSequence<float>;
 
 /// What the scan reads.
-struct ScanInputs {
-  MatrixView<const float> c;   ///< [T, E] output of the convolution
-  MatrixView<const float> dt;  ///< [T, E] time step before softplus, bias already in
-  MatrixView<const float> z;   ///< [T, E] gate
-  MatrixView<const float> B;   ///< [T, N]
-  MatrixView<const float> C;   ///< [T, N]
-  const float* A = nullptr;    ///< [N, E], -exp(A_log) transposed; no element is positive
-  const float* D = nullptr;    ///< [E] skip
+template <class T>
+struct BasicScanInputs {
+  MatrixView<const T> c;   ///< [T, E] output of the convolution
+  MatrixView<const T> dt;  ///< [T, E] time step before softplus, bias already in
+  MatrixView<const T> z;   ///< [T, E] gate
+  MatrixView<const T> B;   ///< [T, N]
+  MatrixView<const T> C;   ///< [T, N]
+  const T* A = nullptr;    ///< [N, E], -exp(A_log) transposed; no element is positive
+  const T* D = nullptr;    ///< [E] skip
 };
+using ScanInputs = BasicScanInputs<float>;
 
 namespace op {
 /// Mamba-1 selective scan. For every sequence, row t and channel e, with `delta = softplus(dt)`:
@@ -51,8 +56,8 @@ struct SelectiveScan {};
 
 namespace reference {
 /// op::SelectiveScan in plain loops for one sequence; `state` [N, E] in `Real`.
-template <class Real, class Out>
-void selective_scan(const ScanInputs& in, std::int64_t first_row, std::int64_t rows, Real* state, MatrixView<Out> y) {
+template <class Real, class Out, class In = float>
+void selective_scan(const BasicScanInputs<std::type_identity_t<In>>& in, std::int64_t first_row, std::int64_t rows, Real* state, MatrixView<Out> y) {
   const std::int64_t width = in.c.cols, states = in.B.cols;
   for (std::int64_t t = first_row; t < first_row + rows; ++t) {
     for (std::int64_t e = 0; e < width; ++e) {
@@ -72,9 +77,10 @@ void selective_scan(const ScanInputs& in, std::int64_t first_row, std::int64_t r
 
 template <>
 struct kernel_for<op::SelectiveScan, arch::scalar> {
-  template <class Exec>
-  static void run(Exec&, Scratch, const ScanInputs& in, std::span<const ScanSequence> sequences, MatrixView<float> y) {
-    for (const ScanSequence& s : sequences) reference::selective_scan<float>(in, s.first_row, s.rows, s.state, y);
+  template <class Exec, class T>
+  static void run(Exec&, Scratch, const BasicScanInputs<std::type_identity_t<T>>& in,
+                  std::span<const BasicScanSequence<std::type_identity_t<T>>> sequences, MatrixView<T> y) {
+    for (const BasicScanSequence<T>& s : sequences) reference::selective_scan<T, T, T>(in, s.first_row, s.rows, s.state, y);
   }
 };
 

@@ -29,6 +29,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -101,6 +102,8 @@ class ModelData {
  public:
   using E = typename P::cache_element;
   using format = weight_format<P::weights>;
+  static_assert(std::is_same_v<activation_t<P::weights>, float>,
+                "hymba: models run in single precision; Weights::f64 is for checking gradients (see train/)");
 
   /// Binds `table` to the architecture. Tensors already stored in the policy's format are used where they lie (the
   /// table's owner is kept alive); others are converted once into memory of the model's own.
