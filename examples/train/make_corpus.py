@@ -48,8 +48,8 @@ BOOKS = {
     "2Jn": "2 John", "3Jn": "3 John", "Jude": "Jude", "Rev": "Revelation",
 }
 
-PLAYS = """1henryiv 1henryvi 2henryiv 2henryvi 3henryvi allswell asyoulikeit cleopatra comedy_errors coriolanus cymbeline
-hamlet henryv henryviii john julius_caesar lear lll macbeth measure merchant merry_wives midsummer much_ado othello
+PLAYS = """1henryiv 1henryvi 2henryiv 2henryvi 3henryvi allswell asyoulikeit cleopatra comedy_errors coriolanus
+cymbeline hamlet henryv henryviii john julius_caesar lear lll macbeth measure merchant merry_wives midsummer much_ado othello
 pericles richardii richardiii romeo_juliet taming_shrew tempest timon titus troilus_cressida twelfth_night two_gentlemen
 winters_tale""".split()
 
@@ -163,7 +163,7 @@ def sonnets(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=pathlib.Path, help="folder with kjv.txt and shakespeare/")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder that receives train.txt and heldout.txt")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for train.txt and heldout.txt")
     options = parser.parse_args()
 
     documents = bible(options.sources / "kjv.txt")

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a SentencePiece tokeniser of a given size on a text, in the style of Llama-2's: <unk>, <s>, </s> are 0, 1, 2 and
-there is no padding token; 256 byte pieces, so that any text can be encoded; a dummy prefix; spaces kept.
+"""Trains a SentencePiece tokeniser of a given size on a text, in the style of Llama-2's: <unk>, <s>, </s> are 0, 1, 2
+and there is no padding token; 256 byte pieces, so that any text can be encoded; a dummy prefix; spaces kept.
 
     python3 examples/train/train_tokenizer.py --text CORPUS/train.txt --vocabulary 2048 --out MODEL
 
 writes MODEL/tokenizer.model. Pass the training text only: a tokeniser that has seen the held-out text flatters every
-measure taken on it. With --measure FILE (which training never reads) the bytes per token of other texts are printed too.
+measure taken on it. With --measure FILE (which training never reads) the bytes per token of other texts are printed.
 
-Line ends are characters like any other: pieces such as a comma with the line end behind it are learnt, and the first word
-of a line is learnt as it appears there, without a space in front. Needs the Python package sentencepiece. The text is
-passed as an iterator, so that no file name ends up in the model; one thread, so that the result can be repeated.
+Line ends are characters like any other: pieces such as a comma with the line end behind it are learnt, and the first
+word of a line is learnt as it appears there, without a space in front. Needs the Python package sentencepiece. The text
+is passed as an iterator, so that no file name ends up in the model; one thread, so that the result can be repeated.
 """
 
 import argparse
