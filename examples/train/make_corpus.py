@@ -48,10 +48,10 @@ BOOKS = {
     "2Jn": "2 John", "3Jn": "3 John", "Jude": "Jude", "Rev": "Revelation",
 }
 
-PLAYS = """1henryiv 1henryvi 2henryiv 2henryvi 3henryvi allswell asyoulikeit cleopatra comedy_errors coriolanus
-cymbeline hamlet henryv henryviii john julius_caesar lear lll macbeth measure merchant merry_wives midsummer much_ado othello
-pericles richardii richardiii romeo_juliet taming_shrew tempest timon titus troilus_cressida twelfth_night two_gentlemen
-winters_tale""".split()
+PLAYS = """1henryiv 1henryvi 2henryiv 2henryvi 3henryvi allswell asyoulikeit cleopatra comedy_errors
+coriolanus cymbeline hamlet henryv henryviii john julius_caesar lear lll macbeth measure merchant
+merry_wives midsummer much_ado othello pericles richardii richardiii romeo_juliet taming_shrew tempest timon
+titus troilus_cressida twelfth_night two_gentlemen winters_tale""".split()
 
 POEMS = ["LoversComplaint", "RapeOfLucrece", "VenusAndAdonis"]
 SONNETS = 154
