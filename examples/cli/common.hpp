@@ -38,6 +38,7 @@ void add_chat(CLI::App& app, Command& run);
 void add_perplexity(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
+void add_tokenize(CLI::App& app, Command& run);
 
 /// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in
 /// use.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hymba: generate, chat, perplexity, inspect, logits. Results go to standard output, everything else to standard error;
-// an error is one line and exit code 2.
+// hymba: generate, chat, perplexity, inspect, logits, tokenize. Results go to standard output, everything else to
+// standard error; an error is one line and exit code 2.
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
 
@@ -30,6 +30,7 @@ int run(int argc, char** argv) {
   cli::add_perplexity(app, command);
   cli::add_inspect(app, command);
   cli::add_logits(app, command);
+  cli::add_tokenize(app, command);
   app.require_subcommand(0, 1);
   try {
     app.parse(argc, argv);
@@ -45,7 +46,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return fail(e.what());
   }
-  if (!command) return fail("no command, expected generate, chat, perplexity, inspect or logits (see hymba --help)");
+  if (!command)
+    return fail("no command, expected generate, chat, perplexity, inspect, logits or tokenize (see hymba --help)");
   return command();
 }
 
