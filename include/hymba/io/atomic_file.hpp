@@ -27,6 +27,18 @@
 
 HYMBA_NAMESPACE_BEGIN
 
+namespace detail {
+/// Brings the names in a folder to the disk, where the system can; one that cannot is no reason to fail.
+inline void sync_folder([[maybe_unused]] const std::filesystem::path& folder) {
+#if !defined(_WIN32)
+  const int fd = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  (void)::fsync(fd);
+  ::close(fd);
+#endif
+}
+}  // namespace detail
+
 /// Writes beside the target and takes its name at `commit()`: a reader sees the old file or the whole new one. A
 /// mapping of the old file stays what it was. Without a commit the part written is removed.
 class AtomicFile {
@@ -103,13 +115,7 @@ class AtomicFile {
     if (::close(fd) != 0) fail("write", part_);
     if (::rename(part_.c_str(), target_.c_str()) != 0) fail("rename to", target_);
     committed_ = true;
-    // The name itself reaches the disk with its folder; a file system that cannot do so is no reason to fail.
-    const std::filesystem::path folder = target_.has_parent_path() ? target_.parent_path() : ".";
-    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC);
-    if (folder_fd >= 0) {
-      (void)::fsync(folder_fd);
-      ::close(folder_fd);
-    }
+    detail::sync_folder(target_.parent_path());  // the name reaches the disk with its folder
 #endif
   }
 

@@ -270,18 +270,9 @@ class ModelData {
 
   void derive_all(Arena& arena, typename P::executor& caller) {
     for (int i = 0; i < arch_.layers; ++i) {
-      if constexpr (Architecture<V>::has_attention) {
-        if (arch_.plan[i].has_attention()) derive_part(i, Part::attention, arena, caller, arch_.attention);
-      }
-      if constexpr (Architecture<V>::has_ssm) {
-        if (arch_.plan[i].has_ssm()) derive_part(i, Part::ssm, arena, caller, arch_.ssm);
-      }
-      if constexpr (Architecture<V>::has_attention && Architecture<V>::has_ssm) {
-        if (arch_.plan[i].kind == LayerKind::hybrid) {
-          derive_part(i, Part::fusion, arena, caller, arch_.fuse, arch_.attention_width(), arch_.ssm_width());
-        }
-      }
-      if (arch_.has_mlp()) derive_part(i, Part::mlp, arena, caller, arch_.mlp);
+      for_each_layer_part(arch_, i, [&](Part part, const auto& shape, auto... sizes) {
+        derive_part(i, part, arena, caller, shape, sizes...);
+      });
     }
   }
   template <class PartType, class... Sizes>

@@ -37,6 +37,22 @@ constexpr void for_each_layer_tensor(const Architecture<V>& a, int i, Visit&& vi
   if (a.has_mlp()) a.mlp.tensors(a.width, [&](const TensorSpec& t) { visit(Part::mlp, t); });
 }
 
+/// Visits the parts of layer `i` that have arithmetic of their own: `visit(Part, part, sizes...)`; a fusion comes with the
+/// widths of what it joins.
+template <class V, class Visit>
+constexpr void for_each_layer_part(const Architecture<V>& a, int i, Visit&& visit) {
+  if constexpr (Architecture<V>::has_attention) {
+    if (a.plan[i].has_attention()) visit(Part::attention, a.attention);
+  }
+  if constexpr (Architecture<V>::has_ssm) {
+    if (a.plan[i].has_ssm()) visit(Part::ssm, a.ssm);
+  }
+  if constexpr (Architecture<V>::has_attention && Architecture<V>::has_ssm) {
+    if (a.plan[i].kind == LayerKind::hybrid) visit(Part::fusion, a.fuse, a.attention_width(), a.ssm_width());
+  }
+  if (a.has_mlp()) visit(Part::mlp, a.mlp);
+}
+
 /// Visits the tensors that belong to no layer: `visit(TensorSpec)`. Full names.
 template <class V, class Visit>
 constexpr void for_each_model_tensor(const Architecture<V>& a, Visit&& visit) {

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Everything of training. Not part of hymba.hpp: programs that only run models need none of it.
+#pragma once
+
+#include <hymba/train/schedule.hpp>
+#include <hymba/train/token_file.hpp>
+#include <hymba/train/trainable.hpp>
+#include <hymba/train/trained_parameters.hpp>
+#include <hymba/train/trainer.hpp>
+#include <hymba/train/training_batch.hpp>
+#include <hymba/train/training_network.hpp>
+#include <hymba/train/windows.hpp>
