@@ -131,8 +131,7 @@ void backward(benchmark::State& state, const Case& c) {
   const std::size_t bytes = Kernel::scratch_bytes(s, c.rows);
   AlignedBuffer memory(bytes * static_cast<std::size_t>(exec.threads()));
   measure(state, c.seen() * 2 * (4 * s.key_width + 2 * s.value_width), [&] {
-    Kernel::run(exec, Scratch{memory.data(), bytes}, s,
-                d.rows_of<const float>(d.q.data(), s.query_heads * s.key_width),
+    Kernel::run(exec, Scratch{memory.data(), bytes}, s, d.rows_of<const float>(d.q.data(), s.query_heads * s.key_width),
                 d.rows_of<const float>(d.out.data(), s.query_heads * s.value_width),
                 d.rows_of<const float>(d.dout.data(), s.query_heads * s.value_width), sequences,
                 d.rows_of(d.dq.data(), s.query_heads * s.key_width));

@@ -41,7 +41,7 @@ void check_swiglu(std::uint32_t seed) {
       const auto g = widened(gate), u = widened(up), d = widened(dy);
       Matrix<double> want_gate(rows, cols), want_up(rows, cols);
       hymba::reference::swiglu_backward<double>(g.view(), u.view(), d.view(), want_gate.view(), want_up.view());
-      for (int threads = 1; threads <= 3; ++threads) {
+      for (int threads = 1; threads <= std::min(3, max_threads); ++threads) {
         Threads exec(threads);
         for (int alias = 0; alias < 3; ++alias) {
           auto gates = gate, ups = up, dys = dy;
@@ -79,7 +79,7 @@ void check_relu2(std::uint32_t seed) {
   for (const std::int64_t rows : {0, 1, 3, 300}) {
     for (const std::int64_t cols : interesting_sizes()) {
       const auto u = random.matrix(rows, cols, 3), dy = random.matrix(rows, cols, 1);
-      for (int threads = 1; threads <= 3; ++threads) {
+      for (int threads = 1; threads <= std::min(3, max_threads); ++threads) {
         Threads exec(threads);
         Matrix<float> du(rows, cols, 2);
         auto over_u = u, over_dy = dy;

@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -53,7 +54,8 @@ struct Runner {
   }
   void operator()(const Matrix<float>& x, const std::vector<float>& weight, float eps, const Matrix<float>& dy,
                   Matrix<float>& dx, float* dweight, Store store) {
-    Kernel::run(exec, Scratch{memory.data(), bytes}, x.view(), weight.data(), eps, dy.view(), dx.view(), dweight, store);
+    Kernel::run(exec, Scratch{memory.data(), bytes}, x.view(), weight.data(), eps, dy.view(), dx.view(), dweight,
+                store);
   }
 };
 
@@ -74,12 +76,12 @@ void check(std::uint32_t seed) {
       std::vector<double> want_weight(static_cast<std::size_t>(cols), 0.0);
       hymba::reference::rms_norm_backward<double>(xd.view(), wd.data(), eps, dyd.view(), want.view(),
                                                   want_weight.data(), Store::assign);
-      // Roundings of r (those of op::RmsNorm's test), of its cube, of the products' sum, and of what combines them.
+      // Roundings of r (as in the test of op::RmsNorm), of its cube, of the sum of products, of what combines them.
       const auto n = static_cast<double>(cols), t = static_cast<double>(rows);
       const double of_inverse = 0.5 * (n + 3) + 4;
       const double relative = hymba_test::gamma(3 * of_inverse + n + 10);
       const double relative_weight = hymba_test::gamma(of_inverse + t + 8);
-      for (int threads = 1; threads <= 3; ++threads) {
+      for (int threads = 1; threads <= std::min(3, max_threads); ++threads) {
         Runner<Arch> run(threads, cols);
         auto assigned = before, added = before, in_place = dy, again = before;
         auto dweight = dweight_before, dweight_again = dweight_before;

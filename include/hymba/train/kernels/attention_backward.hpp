@@ -39,7 +39,7 @@ struct AttentionGradientSequence {
 };
 
 namespace op {
-/// Gradients of op::Attention, `out = P v` with `P = softmax(scale * q k^T + mask)`, for sequences from their start. For
+/// Gradients of op::Attention, `out = P v`, `P = softmax(scale * q k^T + mask)`, for sequences from their start. For
 /// every query head, with dout [T, H * dv] the gradient of out [T, H * dv], and q, dq [T, H * dk]:
 ///
 ///     dP = dout v^T,   D = sum over columns of dout * out,   dS = P (dP - D)
@@ -54,7 +54,7 @@ namespace op {
 /// q is rotated, as the forward pass had it; out is what it returned. dq is assigned in the sequences' rows; gradients
 /// of keys and values are added to, since layers may share them. No operand overlaps another, nor do the gradients of
 /// two sequences. Real is float; double too on arch::scalar. Parallel over sequences and key/value heads, each of which
-/// has its gradients to itself: the bits do not depend on the number of threads. `scratch_bytes` is per thread and grows
+/// has its gradients to itself: bits do not depend on the number of threads. `scratch_bytes` is per thread and grows
 /// with longest_rows, up to what a window holds.
 /// Source: Dao et al., "FlashAttention" (arXiv 2205.14135), appendix B.2; visibility as in op::Attention.
 struct AttentionBackward {};
@@ -78,10 +78,10 @@ void attention_backward(const AttentionShape& shape, MatrixView<const Real> q, M
       const std::int64_t g = h * shape.kv_heads / shape.query_heads;
       const std::int64_t row = sequence.first_row + i;
       const Real *query = q.row(row) + h * dk, *d_out = dout.row(row) + h * dv;
-      const Real *keys = sequence.keys + g * sequence.key_head_stride;
-      const Real *values = sequence.values + g * sequence.value_head_stride;
-      Real *d_keys = sequence.d_keys + g * sequence.key_head_stride;
-      Real *d_values = sequence.d_values + g * sequence.value_head_stride;
+      const Real* keys = sequence.keys + g * sequence.key_head_stride;
+      const Real* values = sequence.values + g * sequence.value_head_stride;
+      Real* d_keys = sequence.d_keys + g * sequence.key_head_stride;
+      Real* d_values = sequence.d_values + g * sequence.value_head_stride;
       Real* d_query = dq.row(row) + h * dk;
       const auto score = [&](std::int64_t j) { return scale * dot(query, keys + j * dk, dk); };
       Real largest = -std::numeric_limits<Real>::infinity(), sum = 0;
@@ -125,8 +125,8 @@ namespace detail {
 
 /// The vector version of op::AttentionBackward on xsimd architecture `A`.
 ///
-/// The queries that read one key/value head are rows, token by token; a panel of them at a time meets all positions that
-/// it sees. Scores lie with the rows in lanes, positions below each other: then keys and values are read where they are,
+/// The queries that read one key/value head are rows, token by token; a panel of them at a time meets all positions
+/// that it sees. Scores lie with the rows in lanes, positions below each other: keys and values are read in place,
 /// the softmax needs no operation across lanes, and only the panel's own queries and gradients are transposed. The
 /// scores of all visible positions are kept, so that they and their exponentials are computed once; what follows goes
 /// block by block of positions:
@@ -140,7 +140,7 @@ struct AttentionBackwardSimd {
   using V = simd::floats<A>;
   using Sequence = AttentionGradientSequence<float>;
 
-  static constexpr std::int64_t panel = 64;                          ///< rows
+  static constexpr std::int64_t panel = 64;                                                  ///< rows
   static constexpr std::int64_t block = 56 / OuterProduct<A>::rows * OuterProduct<A>::rows;  ///< positions
   static_assert(panel % L == 0);
 
@@ -404,7 +404,8 @@ struct AttentionBackwardSimd {
 
   /// How many positions the tokens of a sequence see, added up.
   static std::int64_t pairs(const AttentionShape& s, std::int64_t rows) {
-    const std::int64_t most = s.window > 0 ? std::min(rows, std::min(rows, s.window) + 1 + std::min(rows, s.pinned)) : rows;
+    const std::int64_t most =
+        s.window > 0 ? std::min(rows, std::min(rows, s.window) + 1 + std::min(rows, s.pinned)) : rows;
     return most * (most + 1) / 2 + (rows - most) * most;
   }
 
@@ -421,12 +422,13 @@ struct AttentionBackwardSimd {
     exec.parallel_for(parts, [&](std::int64_t part, int thread) noexcept {
       const Workspace w(shape, scratch.of<float>(thread));
       // Tasks in order, in parts of about the same work: a task is where its middle lies.
+      const auto all = static_cast<double>(total);
       std::int64_t before = 0;
       for (const Sequence& s : sequences) {
         const std::int64_t cost = pairs(shape, s.rows);
         for (std::int64_t head = 0; head < heads; ++head, before += cost) {
-          const double middle = static_cast<double>(before) + 0.5 * static_cast<double>(cost);
-          if (static_cast<std::int64_t>(middle / static_cast<double>(total) * static_cast<double>(parts)) != part) continue;
+          const double middle = (static_cast<double>(before) + 0.5 * static_cast<double>(cost)) / all;
+          if (std::min(parts - 1, static_cast<std::int64_t>(middle * static_cast<double>(parts))) != part) continue;
           const Task task{shape, s, head, q, out, d_out, dq};
           for (std::int64_t i = 0; i < s.rows * group(shape); i += panel) run_panel(task, Panel(task, i), w);
         }
