@@ -3,8 +3,8 @@
 // Attention in training: forward and backward on a batch of sequences, global and with a window.
 //
 // FLOP/s count what the formulas ask for, per query head and visible position: forward 2 (dk + dv), backward
-// 2 (3 dk + 2 dv) and 2 dk for the scores that it computes again. `of_peak` is the share of the multiply-add peak that
-// this process measured. Environment: HYMBA_BENCH_THREADS (default: all).
+// 2 (3 dk + 2 dv), the scores among them. `of_peak` is the share of the multiply-add peak that this process measured.
+// Environment: HYMBA_BENCH_THREADS (default: all).
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/kernels/attention.hpp>
@@ -130,7 +130,7 @@ void backward(benchmark::State& state, const Case& c) {
   DefaultExecutor exec(thread_count());
   const std::size_t bytes = Kernel::scratch_bytes(s, c.rows);
   AlignedBuffer memory(bytes * static_cast<std::size_t>(exec.threads()));
-  measure(state, c.seen() * 2 * (4 * s.key_width + 2 * s.value_width), [&] {
+  measure(state, c.seen() * 2 * (3 * s.key_width + 2 * s.value_width), [&] {
     Kernel::run(exec, Scratch{memory.data(), bytes}, s, d.rows_of<const float>(d.q.data(), s.query_heads * s.key_width),
                 d.rows_of<const float>(d.out.data(), s.query_heads * s.value_width),
                 d.rows_of<const float>(d.dout.data(), s.query_heads * s.value_width), sequences,
