@@ -29,7 +29,7 @@ namespace op {
 ///
 /// All [T, F]; both results are assigned. dgate and dup do not overlap each other; either may be gate, up or dy. Finite
 /// for every finite gate whose products are. Real is float; double too on arch::scalar.
-/// Source: the derivative of Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202), equation 5.
+/// Source: the derivative of Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202).
 struct SwiGluBackward {};
 
 /// Gradient of op::Relu2, `y = max(u, 0)^2`: `du = 2 max(u, 0) dy`.
@@ -39,7 +39,7 @@ struct SwiGluBackward {};
 ///                     MatrixView<Real> du);
 ///
 /// All [T, F]; du is assigned and may be u or dy. Real is float; double too on arch::scalar.
-/// Source: the derivative of So et al., "Primer" (arXiv 2109.08668), section 4.
+/// Source: the derivative of So et al., "Primer" (arXiv 2109.08668).
 struct Relu2Backward {};
 }  // namespace op
 

@@ -35,7 +35,7 @@ namespace op {
 /// x is the input of the forward pass. `store` says whether dx is assigned or added to; dweight is always added to, and
 /// left out when null. dx may be dy when it is assigned; nothing else overlaps. Real is float; double too on
 /// arch::scalar. The sums over rows depend on the number of threads, and on nothing else but the operands.
-/// Source: the derivative of Zhang and Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4.
+/// Source: the derivative of Zhang and Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467).
 struct RmsNormBackward {};
 }  // namespace op
 
