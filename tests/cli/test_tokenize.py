@@ -53,12 +53,13 @@ def test_documents(folder):
     assert tokenize(folder, *paths, "--no-eos")[1][2] == [ids[:-1] for ids in expected]
     assert tokenize(folder, *paths, "--no-bos", "--no-eos")[1][2] == [ids[1:-1] for ids in expected]
     assert tokenize(folder, "-", stdin=TEXTS[2])[1][2] == expected[2:]
-    by_file = ok_json("tokenize", "--tokenizer", os.path.join(MODEL, "tokenizer.model"), "--out", os.path.join(folder, "f.tok"), "--json", *paths)
-    assert by_file["train"]["tokens"] == tokens and read_tokens(os.path.join(folder, "f.tok"))[2] == expected
-    report = run("tokenize", "--tokenizer", MODEL, "--out", os.path.join(folder, "out.tok"), *paths)
+    model, out = os.path.join(MODEL, "tokenizer.model"), os.path.join(folder, "f.tok")
+    by_file = ok_json("tokenize", "--tokenizer", model, "--out", out, "--json", *paths)
+    assert by_file["train"]["tokens"] == tokens and read_tokens(out)[2] == expected
+    report = run("tokenize", "--tokenizer", MODEL, "--out", out, *paths)
     assert report.returncode == 0 and f"3 documents, {size} bytes, {tokens} tokens".encode() in report.stdout, report
     assert report.stderr.count(b"\n") == 1
-    assert run("tokenize", "--tokenizer", MODEL, "--out", os.path.join(folder, "out.tok"), "--quiet", *paths).stderr == b""
+    assert run("tokenize", "--tokenizer", MODEL, "--out", out, "--quiet", *paths).stderr == b""
 
 
 def test_split(folder):
@@ -80,9 +81,11 @@ def test_held_out(folder):
     every = [ids_of(text) + [2] for text in texts]
     path = write(folder, "all.txt", "--\n".join(texts))
     val = os.path.join(folder, "val.tok")
-    for arguments, held in ((["--val-documents", 1], [5]), (["--val-documents", 2], [2, 7]), (["--val-documents", 3], [1, 5, 8]),
-                            (["--val-documents", 9], [0, 1, 2, 3, 5, 6, 7, 8, 9]), ([], [5]), (["--val-fraction", 0.2], [2, 7]),
-                            (["--val-fraction", 0.001], [5]), (["--val-fraction", 0.999], [0, 1, 2, 3, 5, 6, 7, 8, 9])):
+    most = [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    for arguments, held in ((["--val-documents", 1], [5]), (["--val-documents", 2], [2, 7]),
+                            (["--val-documents", 3], [1, 5, 8]), (["--val-documents", 9], most), ([], [5]),
+                            (["--val-fraction", 0.2], [2, 7]), (["--val-fraction", 0.001], [5]),
+                            (["--val-fraction", 0.999], most)):
         told, (_, size, documents) = tokenize(folder, path, "--split-documents", "--", "--val", val, *arguments)
         _, val_size, val_documents = read_tokens(val)
         assert val_documents == [every[i] for i in held], (arguments, val_documents)
@@ -103,7 +106,8 @@ def test_held_out_tail(folder):
     for text in ("one line", "one line\n"):
         path = write(folder, "line.txt", text)
         before = sorted(os.listdir(folder))
-        refused("tokenize", "--tokenizer", MODEL, "--out", os.path.join(folder, "x"), "--val", val, path, naming=["--val", "one line"])
+        refused("tokenize", "--tokenizer", MODEL, "--out", os.path.join(folder, "x"), "--val", val, path,
+                naming=["--val", "one line"])
         assert sorted(os.listdir(folder)) == before
 
 
@@ -136,7 +140,8 @@ def test_refuses(folder):
     refused(*base, "--split-documents", "a\nb", good, naming="--split-documents")
     refused(*base, "-", stdin="", naming="standard input is empty")
     refused(*base, "-", "--split-documents", "x", stdin="x\nx\n", naming="standard input holds nothing but")
-    for text, at, byte in ((b"\xff", 0, "ff"), (b"good\n\xc3(", 5, "c3"), (b"ab\xe2\x82", 2, "e2"), (b"a\xed\xa0\x80", 1, "ed")):
+    for text, at, byte in ((b"\xff", 0, "ff"), (b"good\n\xc3(", 5, "c3"), (b"ab\xe2\x82", 2, "e2"),
+                           (b"a\xed\xa0\x80", 1, "ed")):
         refused(*base, good, "-", stdin=text, naming=[f"standard input: byte {at} ", "\\x" + byte])
     assert sorted(os.listdir(folder)) == before
 
@@ -150,13 +155,14 @@ def test_full_disk(folder):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     before = sorted(os.listdir(folder))
-    refused("tokenize", "--tokenizer", MODEL, "--out", out, text, naming=["cannot write", "out.tok"], preexec_fn=small_files)
+    base = ("tokenize", "--tokenizer", MODEL, "--out", out)
+    refused(*base, text, naming=["cannot write", "out.tok"], preexec_fn=small_files)
     assert sorted(os.listdir(folder)) == before
     # An earlier file stays as it was.
     ok("tokenize", "--tokenizer", MODEL, "--out", out, "-", stdin="earlier")
     with open(out, "rb") as file:
         earlier = file.read()
-    refused("tokenize", "--tokenizer", MODEL, "--out", out, text, naming="out.tok", preexec_fn=small_files)
+    refused(*base, text, naming="out.tok", preexec_fn=small_files)
     with open(out, "rb") as file:
         assert file.read() == earlier
     assert sorted(os.listdir(folder)) == sorted([*before, "out.tok"])
