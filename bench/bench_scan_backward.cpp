@@ -4,8 +4,8 @@
 // sequences of 512 rows, and one long sequence.
 //
 // Each benchmark runs forward and backward in turn. Counters, from the best iteration of each: microseconds of both,
-// their ratio; of the backward pass, bytes/s of what has to be read and written and its share of the read bandwidth that
-// this process measured, FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
+// their ratio; of the backward pass, bytes/s of what has to be read and written and its share of the read bandwidth
+// that this process measured, FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
 // Environment: HYMBA_BENCH_THREADS (default: all).
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/executor.hpp>
@@ -109,11 +109,12 @@ void scan(benchmark::State& state, Shape shape) {
   DefaultExecutor exec(thread_count());
   const std::size_t per_thread = Backward::scratch_bytes(shape.rows, T, N);
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
-  const ScanInputs inputs{{c.data(), T, E}, {dt.data(), T, E}, {z.data(), T, E}, {b.data(), T, N}, {out.data(), T, N},
-                          a.data(),         skip.data()};
+  const ScanInputs inputs{{c.data(), T, E},   {dt.data(), T, E}, {z.data(), T, E}, {b.data(), T, N},
+                          {out.data(), T, N}, a.data(),          skip.data()};
   const ScanOperands<float> operands{inputs.c, inputs.dt, inputs.z, inputs.B, inputs.C, inputs.A, inputs.D};
-  const ScanGradients<float> gradients{{d_c.data(), T, E}, {d_dt.data(), T, E},  {d_z.data(), T, E}, {d_b.data(), T, N},
-                                       {d_out.data(), T, N}, d_a.data(), d_skip.data()};
+  const ScanGradients<float> gradients{{d_c.data(), T, E}, {d_dt.data(), T, E},  {d_z.data(), T, E},
+                                       {d_b.data(), T, N}, {d_out.data(), T, N}, d_a.data(),
+                                       d_skip.data()};
   // Read: c, dt, z, dy, B, C; written: dc, d(dt), dz, dB, dC. Per state: decay (2), state (3), s (2), dC (2), g (2), dB
   // (2), its part of dc (2), g a and g a h' (2), its part of d(dt) (2), dA (2).
   const double bytes = 4.0 * (shape.elements() * 7 + static_cast<double>(T * N) * 4);

@@ -50,8 +50,8 @@ Problem<float> random_problem(const std::vector<std::int64_t>& rows, std::int64_
   Matrix<float> x = random.matrix(total, width, 3), dy = random.matrix(total, width, 1);
   std::vector<float> weight = random.vector(taps * width), bias = random.vector(width);
   std::vector<float> d_weight = random.vector(taps * width), d_bias = random.vector(width);
-  return {sequences, total, width, taps, with_bias, x, dy, Matrix<float>(total, width, 2), weight, bias, d_weight,
-          d_bias};
+  return {sequences, total, width,    taps,  with_bias, x, dy, Matrix<float>(total, width, 2),
+          weight,    bias,  d_weight, d_bias};
 }
 
 Problem<double> in_double(const Problem<float>& p) {
@@ -63,8 +63,8 @@ Problem<double> in_double(const Problem<float>& p) {
     return to;
   };
   const auto vector = [](const std::vector<float>& from) { return std::vector<double>(from.begin(), from.end()); };
-  return {p.sequences, p.total,         p.width,       p.taps,           p.with_bias,     matrix(p.x), matrix(p.dy),
-          matrix(p.dx), vector(p.weight), vector(p.bias), vector(p.d_weight), vector(p.d_bias)};
+  return {p.sequences,  p.total,      p.width,          p.taps,         p.with_bias,        matrix(p.x),
+          matrix(p.dy), matrix(p.dx), vector(p.weight), vector(p.bias), vector(p.d_weight), vector(p.d_bias)};
 }
 
 template <class Arch, class Exec, class T>
@@ -106,8 +106,8 @@ Bounds bounds_of(const Problem<double>& p) {
         // silu' = gate (1 + p (1 - gate)) has a slope of at most 1/2; both of its gates are off, and it rounds.
         const double gate = hymba::reference::sigmoid(sum);
         const double slope = gate * (1 + sum * (1 - gate));
-        const double slope_error = 0.5 * over_taps * size +
-                                   (2 * simd::sigmoid_error + 4) * u * gate * (1 + std::fabs(sum));
+        const double slope_error =
+            0.5 * over_taps * size + (2 * simd::sigmoid_error + 4) * u * gate * (1 + std::fabs(sum));
         const double dy = p.dy(s.first_row + t, e), dp = std::fabs(dy * slope);
         const double dp_error = std::fabs(dy) * slope_error + u * dp + 0x1p-120;
         for (int k = 0; k < p.taps; ++k) {

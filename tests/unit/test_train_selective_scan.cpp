@@ -30,8 +30,8 @@ namespace op = hymba::op;
 namespace simd = hymba::simd;
 
 /// A number in double with `size`, the sum of the magnitudes of what it was added up from, and `error`, a bound on what
-/// an evaluation of the same formula in float is off by. A sum of n terms is allowed n roundings of its whole size, so the
-/// bound holds for every order of summation. The reference run in this type yields values and tolerances together.
+/// an evaluation of the same formula in float is off by. A sum of n terms is allowed n roundings of its whole size, so
+/// the bound holds for every order of summation. The reference run in this type yields values and tolerances together.
 struct Tracked {
   double value = 0, size = 0, error = 0;
   Tracked() = default;
@@ -39,13 +39,13 @@ struct Tracked {
   Tracked(double v, double s, double e) : value(v), size(s), error(e) {}
 
   friend Tracked operator+(const Tracked& a, const Tracked& b) {
-    const double size = a.size + b.size;
-    return {a.value + b.value, size, a.error + b.error + unit_roundoff * size};
+    const double sizes = a.size + b.size;
+    return {a.value + b.value, sizes, a.error + b.error + unit_roundoff * sizes};
   }
   friend Tracked operator-(const Tracked& a, const Tracked& b) { return a + Tracked(-b.value, b.size, b.error); }
   friend Tracked operator*(const Tracked& a, const Tracked& b) {
-    const double size = a.size * b.size;
-    return {a.value * b.value, size, a.size * b.error + b.size * a.error + a.error * b.error + unit_roundoff * size};
+    const double sizes = a.size * b.size;
+    return {a.value * b.value, sizes, a.size * b.error + b.size * a.error + a.error * b.error + unit_roundoff * sizes};
   }
   Tracked& operator+=(const Tracked& b) { return *this = *this + b; }
 };
@@ -283,8 +283,8 @@ TEST_CASE("SelectiveScanBackward against central differences of SelectiveScan in
   for (const std::int64_t states : {1, 3}) {
     Problem<double> p = random_problem({1, 6, 3}, 5, states, 11).as<double>();
     const auto loss = [&] {
-      const hymba::BasicScanInputs<double> in{p.c.view(), p.dt.view(), p.z.view(), p.b.view(),
-                                              p.out.view(), p.a.data(), p.skip.data()};
+      const hymba::BasicScanInputs<double> in{p.c.view(),   p.dt.view(), p.z.view(),   p.b.view(),
+                                              p.out.view(), p.a.data(),  p.skip.data()};
       Matrix<double> y(p.total, p.width);
       double sum = 0;
       for (const RowRange& s : p.sequences) {

@@ -28,13 +28,14 @@ namespace op {
 ///     dbias[e] += sum over t of dp[t, e];  dweight[k, e] += sum over t of dp[t, e] * x[t - K + 1 + k, e]
 ///
 ///     static constexpr std::size_t scratch_bytes(int taps);
-///     static void run(E& exec, Scratch scratch, MatrixView<const Real> x, const Real* weight, const Real* bias, int taps,
+///     static void run(E& exec, Scratch scratch, MatrixView<const Real> x, const Real* weight, const Real* bias, int
+///     taps,
 ///                     std::span<const RowRange> sequences, MatrixView<const Real> dy, MatrixView<Real> dx,
 ///                     Real* dweight, Real* dbias);
 ///
-/// x, dy, dx [T, E]; weight, dweight [K, E], tap-major; bias, dbias [E] or null, each for itself. Rows of dx that belong
-/// to a sequence are assigned, others are left alone; dweight and dbias are added to. Nothing overlaps. K >= 1; a
-/// sequence may have fewer rows than K - 1, or none. Same bits on any number of threads. Source: op::Conv1d's formula
+/// x, dy, dx [T, E]; weight, dweight [K, E], tap-major; bias, dbias [E] or null, each for itself. Rows of dx that
+/// belong to a sequence are assigned, others are left alone; dweight and dbias are added to. Nothing overlaps. K >= 1;
+/// a sequence may have fewer rows than K - 1, or none. Same bits on any number of threads. Source: op::Conv1d's formula
 /// differentiated.
 struct Conv1dBackward {};
 }  // namespace op
@@ -205,7 +206,8 @@ struct kernel_for<op::Conv1dBackward, arch::simd<A>> {
         access.store(dx.row(s.first_row + t) + e, sum);
       }
       if (!at_end) {
-        for (std::int64_t j = 0; j < past; ++j) simd::store<A>(carried + j * L, simd::load<A>(window + (end - i + j) * L));
+        for (std::int64_t j = 0; j < past; ++j)
+          simd::store<A>(carried + j * L, simd::load<A>(window + (end - i + j) * L));
       }
     }
   };

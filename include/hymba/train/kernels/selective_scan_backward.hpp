@@ -48,7 +48,8 @@ struct ScanGradients {
 namespace op {
 /// Backward of op::SelectiveScan whose sequences start from a state of zero. With `delta = softplus(dt)`, `a[n] =
 /// exp(delta * A[n])`, `h[n] = a[n] * h'[n] + delta * c * B[n]` (h' is h of the row before), `s = sum over n of h[n] *
-/// C[n] + D * c`, `y = s * silu(z)`, and the gradient dy [T, E] of y, for every sequence from its last row to its first:
+/// C[n] + D * c`, `y = s * silu(z)`, and the gradient dy [T, E] of y, for every sequence from its last row to its
+/// first:
 ///
 ///     ds = dy * silu(z);   dz = dy * s * silu'(z);   dD += ds * c;   dC[n] = sum over e of ds * h[n]
 ///     g[n] = ds * C[n] + (g[n] * a[n] of the row behind);   dB[n] = sum over e of g[n] * delta * c
@@ -60,10 +61,10 @@ namespace op {
 ///     static void run(E& exec, Scratch scratch, const ScanOperands<Real>& in, std::span<const RowRange> sequences,
 ///                     MatrixView<const Real> dy, const ScanGradients<Real>& out);
 ///
-/// `total_rows` is at least T. Rows of out.c, dt, z, B, C that belong to a sequence are assigned, others are left alone;
-/// out.A and out.D are added to. Nothing overlaps. States are computed again, none is kept by the forward pass. Same
-/// inputs and number of threads, same bits. Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 3.3.2, algorithm 2
-/// differentiated.
+/// `total_rows` is at least T. Rows of out.c, dt, z, B, C that belong to a sequence are assigned, others are left
+/// alone; out.A and out.D are added to. Nothing overlaps. States are computed again, none is kept by the forward pass.
+/// Same inputs and number of threads, same bits. Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 3.3.2,
+/// algorithm 2 differentiated.
 struct SelectiveScanBackward {};
 }  // namespace op
 
@@ -131,8 +132,8 @@ struct kernel_for<op::SelectiveScanBackward, arch::scalar> {
 
 /// Lanes are channels. A sequence is cut into chunks: a first sweep keeps the state at every chunk's start only; then,
 /// from the last chunk to the first, a chunk's states and decays are computed again, for a few states at a time, and
-/// read backwards while they are in the nearest cache. Every thread has its own channels and all sequences, so that only
-/// dB and dC are sums over threads; those are added up in the order of the channels.
+/// read backwards while they are in the nearest cache. Every thread has its own channels and all sequences, so that
+/// only dB and dC are sums over threads; those are added up in the order of the channels.
 template <class A>
 struct kernel_for<op::SelectiveScanBackward, arch::simd<A>> {
   static constexpr std::size_t scratch_bytes(std::int64_t longest_sequence_rows, std::int64_t total_rows,
@@ -160,7 +161,7 @@ struct kernel_for<op::SelectiveScanBackward, arch::simd<A>> {
       const MatrixView<float> d_b = part == 0 ? out.B : partial(part, 0), d_c = part == 0 ? out.C : partial(part, 1);
       const std::int64_t first = vectors * part / parts, last = vectors * (part + 1) / parts;
       for (std::int64_t v = first; v < last; v += W) {
-        const Block block{in, dy, out, d_b, d_c, layout, scratch.of<float>(thread), v * L, std::min(W, last - v),
+        const Block block{in,        dy, out, d_b, d_c, layout, scratch.of<float>(thread), v * L, std::min(W, last - v),
                           v == first};
         block.run(sequences);
       }
@@ -184,8 +185,8 @@ struct kernel_for<op::SelectiveScanBackward, arch::simd<A>> {
   using V = simd::floats<A>;
   static constexpr int G = 4;            ///< states at a time: their recurrences hide each other's latency
   static constexpr std::int64_t R = 32;  ///< rows of a chunk
-  /// Vectors of channels at a time. Their pieces of a row are long enough for the processor to see the next ones coming,
-  /// and what is kept of a chunk's rows fits the second cache.
+  /// Vectors of channels at a time. Their pieces of a row are long enough for the processor to see the next ones
+  /// coming, and what is kept of a chunk's rows fits the second cache.
   static constexpr std::int64_t W = 512 / L;
   static constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
@@ -208,8 +209,8 @@ struct kernel_for<op::SelectiveScanBackward, arch::simd<A>> {
       next(2 * total * n);                           // partial dB and dC of a part
       starts = next((longest + R - 1) / R * state);  // [chunk, states / G, W, G, L] states in front of each chunk
       carry = next(state), a = next(state), d_a = next(state);
-      rows = next(W * R * row_vectors * L);         // [W, R, row_vectors, L]
-      steps = next(R * step_vectors * L);           // [R, step_vectors, L]
+      rows = next(W * R * row_vectors * L);        // [W, R, row_vectors, L]
+      steps = next(R * step_vectors * L);          // [R, step_vectors, L]
       b = next(R * states), c = next(R * states);  // [R, states]
       end = at;
     }
@@ -404,7 +405,8 @@ struct kernel_for<op::SelectiveScanBackward, arch::simd<A>> {
       h[i] = simd::load<A>(from + i * L);
       rate[i] = simd::load<A>(rates + i * L);
     });
-    for (std::int64_t r = 0; r < rows; ++r, row += row_vectors * L, kept += step_vectors * L, b += stride, c += stride) {
+    for (std::int64_t r = 0; r < rows;
+         ++r, row += row_vectors * L, kept += step_vectors * L, b += stride, c += stride) {
       const V step = simd::load<A>(row + delta * L), in = simd::load<A>(row + input * L);
       const V d_s = simd::load<A>(row + ds * L);
       V s = simd::load<A>(row + sum * L);
