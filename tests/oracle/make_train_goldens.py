@@ -11,9 +11,10 @@ import argparse
 import json
 import os
 import zlib
+from types import SimpleNamespace
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import hymba_oracle as oracle
 import make_goldens as inference
@@ -29,8 +30,9 @@ SALT = {}
 CONFIGURATIONS = {
     "hymba_tiny": {"num_hidden_layers": 4, "global_attn_idx": [0, 3], "kv_reuse_group": [[1, 2]], "layer_type": ["h"] * 4,
                    "conv_dim": DROP},
-    "separate_groups": {"num_hidden_layers": 5, "hidden_size": 12, "kq_head_dim": 4, "mamba_d_state": 3, "global_attn_idx": [1, 4],   # interleaved groups
-                        "kv_reuse_group": [[0, 2, 3], [1, 4]], "sliding_window": 6, "num_memory_tokens": 3, "intermediate_size": 9},
+    "separate_groups": {"num_hidden_layers": 5, "hidden_size": 12, "kq_head_dim": 4, "mamba_d_state": 3, "intermediate_size": 9,
+                        "global_attn_idx": [1, 4], "kv_reuse_group": [[0, 2, 3], [1, 4]],               # groups that interleave
+                        "sliding_window": 6, "num_memory_tokens": 3},
     "window_smaller_than_meta": {"num_memory_tokens": 9, "sliding_window": 4},
     "attention_only": {},
     "ssm_only": {},
@@ -123,22 +125,22 @@ def check_directions(name, config, tensors, sequences, gradients, seed):
 
 
 def check_mistakes(name, config, tensors, sequences, gradients):
-    """Each likely mistake of a backward pass must move some gradient by more than 1e-2 of its largest element."""
+    """Each likely mistake of a backward pass must move some gradient by more than a tenth of its largest element."""
     s, least = train.settings(config), (float("inf"), "-")
 
     def attempt(what, changed):
         nonlocal least
         moved = max(train.far(changed[key], gradients[key]) for key in gradients)
-        check(moved > 1e-2, name, "would not notice:", what, moved)
+        check(moved > 0.1, name, "would not notice:", what, moved)
         least = min(least, (moved, what))
 
     def gradients_with(batch=sequences, **ops):
         w = train.parameters(tensors)
-        return train.gradients_of(train.loss_of(config, w, batch, train.SimpleNamespace(**{**vars(train.PLAIN), **ops})), w)
+        return train.gradients_of(train.loss_of(config, w, batch, SimpleNamespace(**{**vars(train.PLAIN), **ops})), w)
 
     w = train.parameters(tensors)
-    losses = [(sum(target != -1 for target in sequence["targets"]), sequence) for sequence in sequences]
-    alone = [train.loss_of(config, w, [sequence]) for count, sequence in losses if count]
+    counts = [sum(target != -1 for target in sequence["targets"]) for sequence in sequences]
+    alone = [train.loss_of(config, w, [sequence]) for count, sequence in zip(counts, sequences) if count]
     attempt("a mean of the sequences' means", train.gradients_of(torch.stack(alone).mean(), w))
     attempt("-1 predicted as a token", gradients_with([{**sequence, "targets": [max(0, target) for target in sequence["targets"]]}
                                                        for sequence in sequences]))
@@ -161,8 +163,8 @@ def check_mistakes(name, config, tensors, sequences, gradients):
     if s.meta:
         changed = dict(gradients)
         w = train.parameters(tensors)
-        count = sum(count for count, _ in losses)
-        changed["model.memory_tokens"] = train.gradients_of(train.loss_of(config, w, sequences[:1]) * losses[0][0] / count, w)["model.memory_tokens"]
+        first = train.loss_of(config, w, sequences[:1]) * counts[0] / sum(counts)
+        changed["model.memory_tokens"] = train.gradients_of(first, w)["model.memory_tokens"]
         attempt("meta tokens learn from the first sequence only", changed)
     if "h" in s.kinds or "m" in s.kinds:
         attempt("the scan's state is not differentiated through time", gradients_with(scan=truncated_scan))
@@ -198,12 +200,14 @@ def make(name, out):
     check(rounding < ROUNDING_LIMIT, name, "is too sensitive to rounding", rounding)
 
     write_json(os.path.join(folder, "batch.json"), {"loss": loss, "predicted": predicted, "sequences": sequences})
-    save_file({key: gradient.float().contiguous() for key, gradient in gradients.items()}, os.path.join(folder, "gradients.safetensors"))
+    save_file({key: gradient.float().contiguous() for key, gradient in gradients.items()},
+              os.path.join(folder, "gradients.safetensors"))
     size = size_of(folder)
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     smallest = min(gradient.abs().max().item() for gradient in gradients.values())
     print(f"train-{name:26} loss {loss:.4f} gradients {smallest:.1e}..{largest:.1e} plain {worst:.1e} slope {slope:.1e} "
-          f"f32 loss {abs(single_loss.item() / loss - 1):.1e} gradient {rounding:.1e} least mistake {least[0]:.1e} ({least[1]}) {size} bytes", flush=True)
+          f"f32 loss {abs(single_loss.item() / loss - 1):.1e} gradient {rounding:.1e} "
+          f"least mistake {least[0]:.1e} ({least[1]}) {size} bytes", flush=True)
     return size
 
 

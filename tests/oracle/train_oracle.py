@@ -128,7 +128,8 @@ def ssm_heads(s, w, m, part, ops):
     x = F.silu(ops.convolve(part["x_ssm"], taps, w[m + "conv1d.bias"] if s.conv_bias else None))
     dt, b, c = F.linear(x, w[m + "x_proj.0.weight"]).split([s.rank, s.states, s.states], -1)
     if s.inner_norms:
-        dt, b, c = (ops.rms_norm(value, w[m + name + "_layernorm.weight"], s.eps) for value, name in ((dt, "dt"), (b, "B"), (c, "C")))
+        dt, b, c = (ops.rms_norm(value, w[m + name + "_layernorm.weight"], s.eps)
+                    for value, name in ((dt, "dt"), (b, "B"), (c, "C")))
     delta = F.softplus(F.linear(dt, w[m + "dt_proj.0.weight"], w[m + "dt_proj.0.bias"]), threshold=40)
     y = ops.scan(*(value.to(a_log.dtype) for value in (delta, x, b, c)), -torch.exp(a_log))
     return (y + w[m + "D.0"] * x) * F.silu(part["z"])
