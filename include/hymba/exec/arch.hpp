@@ -17,6 +17,12 @@ struct scalar {};
 template <class A>
 struct simd {};
 
+/// Matrix products on AMX tiles: both operands rounded to bf16, sums in single precision; everything else as on `Base`.
+/// Needs kernels/amx/gemm.hpp (for training train/kernels/products.hpp), a translation unit compiled for AMX, and
+/// amx_available() (exec/amx.hpp) at run time.
+template <class Base>
+struct amx {};
+
 }  // namespace arch
 
 HYMBA_NAMESPACE_END

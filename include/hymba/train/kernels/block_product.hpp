@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -25,13 +26,21 @@ struct OuterProduct {
   static constexpr std::int64_t cols = vectors * lanes;
 };
 
+/// What outer_product() does between its steps: nothing.
+struct NoFetch {
+  void operator()() const {}
+};
+
+/// Steps between two calls of what outer_product() does besides.
+inline constexpr std::int64_t fetch_steps = 16;
+
 /// c[R, V vectors] (+)= a b, summed over k in order. A's element (r, i) lies at a[r * row_stride + i * col_stride], row
 /// i of b at b + i * ldb. Inlined, so that strides known to the caller become displacements. With `Partial` only the
-/// first `last` lanes of the last vector of b and c exist.
-template <class A, int R, int V, bool Partial>
+/// first `last` lanes of the last vector of b and c exist. `fetch()` is called every `fetch_steps` steps.
+template <class A, int R, int V, bool Partial, class Fetch = NoFetch>
 HYMBA_ALWAYS_INLINE void outer_product(std::int64_t k, const float* a, std::int64_t row_stride, std::int64_t col_stride,
                                        const float* b, std::int64_t ldb, float* c, std::int64_t ldc, bool add,
-                                       std::int64_t last) {
+                                       std::int64_t last, Fetch&& fetch = {}) {
   constexpr std::int64_t L = simd::lanes<A>;
   simd::floats<A> acc[R][V];
   unrolled<R>([&](auto r) { unrolled<V>([&](auto v) { acc[r][v] = simd::zero<A>(); }); });
@@ -39,22 +48,26 @@ HYMBA_ALWAYS_INLINE void outer_product(std::int64_t k, const float* a, std::int6
   constexpr int groups = (R + 2) / 3;
   const float* from[groups];
   unrolled<groups>([&](auto g) { from[g] = a + 3 * g * row_stride; });
-  for (std::int64_t i = 0; i < k; ++i) {
-    simd::floats<A> row[V];
-    unrolled<V>([&](auto v) {
-      if constexpr (Partial && v == V - 1) {
-        row[v] = simd::load_partial<A>(b + v * L, last);
-      } else {
-        row[v] = simd::load<A>(b + v * L);
-      }
-      simd::pin<A>(row[v]);
-    });
-    unrolled<R>([&](auto r) {
-      const simd::floats<A> element = simd::broadcast<A>(from[r / 3][(r % 3) * row_stride]);
-      unrolled<V>([&](auto v) { acc[r][v] = simd::fma<A>(element, row[v], acc[r][v]); });
-    });
-    unrolled<groups>([&](auto g) { from[g] += col_stride; });
-    b += ldb;
+  for (std::int64_t i = 0; i < k;) {
+    fetch();
+    for (const std::int64_t stop = std::is_same_v<std::decay_t<Fetch>, NoFetch> ? k : std::min(i + fetch_steps, k);
+         i < stop; ++i) {
+      simd::floats<A> row[V];
+      unrolled<V>([&](auto v) {
+        if constexpr (Partial && v == V - 1) {
+          row[v] = simd::load_partial<A>(b + v * L, last);
+        } else {
+          row[v] = simd::load<A>(b + v * L);
+        }
+        simd::pin<A>(row[v]);
+      });
+      unrolled<R>([&](auto r) {
+        const simd::floats<A> element = simd::broadcast<A>(from[r / 3][(r % 3) * row_stride]);
+        unrolled<V>([&](auto v) { acc[r][v] = simd::fma<A>(element, row[v], acc[r][v]); });
+      });
+      unrolled<groups>([&](auto g) { from[g] += col_stride; });
+      b += ldb;
+    }
   }
   unrolled<R>([&](auto r) {
     float* to = c + r * ldc;
