@@ -37,7 +37,11 @@ Number parse_number(const std::string& option, const std::string& text) {
   Number value{};
   if constexpr (std::is_floating_point_v<Number>) {
     char* end = nullptr;
-    value = std::strtof(text.c_str(), &end);
+    if constexpr (std::is_same_v<Number, float>) {
+      value = std::strtof(text.c_str(), &end);
+    } else {
+      value = std::strtod(text.c_str(), &end);
+    }
     if (text.empty() || end != text.c_str() + text.size() || text.front() == ' ') refuse("a number");
   } else {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -49,6 +53,7 @@ Number parse_number(const std::string& option, const std::string& text) {
   return value;
 }
 template float parse_number<float>(const std::string&, const std::string&);
+template double parse_number<double>(const std::string&, const std::string&);
 template std::int32_t parse_number<std::int32_t>(const std::string&, const std::string&);
 template std::int64_t parse_number<std::int64_t>(const std::string&, const std::string&);
 template std::uint64_t parse_number<std::uint64_t>(const std::string&, const std::string&);

@@ -39,6 +39,7 @@ void add_perplexity(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
 void add_tokenize(CLI::App& app, Command& run);
+void add_train(CLI::App& app, Command& run);
 
 /// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in
 /// use.

@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   cli::add_inspect(app, command);
   cli::add_logits(app, command);
   cli::add_tokenize(app, command);
+  cli::add_train(app, command);
   app.require_subcommand(0, 1);
   try {
     app.parse(argc, argv);
@@ -47,7 +48,7 @@ int run(int argc, char** argv) {
     return fail(e.what());
   }
   if (!command)
-    return fail("no command, expected generate, chat, perplexity, inspect, logits or tokenize (see hymba --help)");
+    return fail("no command, expected generate, chat, perplexity, inspect, logits, tokenize or train (see hymba --help)");
   return command();
 }
 

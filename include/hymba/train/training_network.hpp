@@ -260,6 +260,7 @@ class TrainingNetwork {
       if constexpr (requires { a_.ssm.d_state; }) {
         want(kernel_for<op::SelectiveScanBackward, Arch>::scratch_bytes(limits_.tokens + a_.meta_tokens(), max_rows_,
                                                                         a_.ssm.d_state));
+        want(kernel_for<op::Conv1dBackward, Arch>::scratch_bytes(a_.ssm.conv_taps));
       }
     }
     return aligned_size(most);
