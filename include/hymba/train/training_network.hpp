@@ -257,10 +257,12 @@ class TrainingNetwork {
       }
     }
     if constexpr (has_ssm) {
+      bool any = false;  // sizes from a config.json without recurrent heads are zero
+      for (int i = 0; i < a_.layers; ++i) any = any || a_.plan[i].has_ssm();
       if constexpr (requires { a_.ssm.d_state; }) {
-        want(kernel_for<op::SelectiveScanBackward, Arch>::scratch_bytes(limits_.tokens + a_.meta_tokens(), max_rows_,
+        if (any) want(kernel_for<op::SelectiveScanBackward, Arch>::scratch_bytes(limits_.tokens + a_.meta_tokens(), max_rows_,
                                                                         a_.ssm.d_state));
-        want(kernel_for<op::Conv1dBackward, Arch>::scratch_bytes(a_.ssm.conv_taps));
+        if (any) want(kernel_for<op::Conv1dBackward, Arch>::scratch_bytes(a_.ssm.conv_taps));
       }
     }
     return aligned_size(most);
