@@ -243,11 +243,13 @@ std::vector<std::int64_t> sizes() {
   return all;
 }
 
-/// Sizes beyond every block of every path, in turn in each dimension.
+/// Sizes beyond every block of every path, in turn in each dimension; the last three where a sum is so long that the
+/// columns are cut as well.
 struct Shape {
   std::int64_t rows, in, out;
 };
-constexpr Shape large_shapes[] = {{1100, 35, 37}, {37, 35, 1100}, {33, 1061, 530}, {530, 75, 290}};
+constexpr Shape large_shapes[] = {{1100, 35, 37}, {37, 35, 1100}, {33, 1061, 530}, {530, 75, 290},
+                                  {512, 1060, 9}, {5, 1060, 512}, {5, 512, 1060}};
 
 #if defined(HYMBA_AMX)
 using Amx = arch::amx<arch::best>;

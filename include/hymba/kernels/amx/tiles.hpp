@@ -391,11 +391,12 @@ struct Product {
               // Right of this block, or at the start of the row of blocks below.
               const bool right_of = j + panel_rows < cols;
               const std::int64_t next_r = r0 + (right_of ? r : r + panel_rows);
-              float* next = c + next_r * ldc + j0 + (right_of ? j + panel_rows : 0);
+              const bool last = next_r >= m;
+              float* next = last ? nullptr : c + next_r * ldc + j0 + (right_of ? j + panel_rows : 0);
               block_of_output(std::min(panel_rows, rows - r), std::min(panel_rows, cols - j), steps,
                               left + r / panel_rows * steps * panel_step, right + j / panel_rows * steps * panel_step,
                               c + (r0 + r) * ldc + j0 + j, ldc, start, bias != nullptr ? bias + j0 + j : nullptr,
-                              NextOutput(next, ldc, std::min(panel_rows, m - next_r), steps));
+                              NextOutput(next, ldc, last ? 0 : std::min(panel_rows, m - next_r), steps));
             }
           }
         }

@@ -22,8 +22,9 @@ namespace detail {
 class FetchedBlock {
  public:
   FetchedBlock() = default;
-  FetchedBlock(const void* first, std::int64_t stride_bytes, std::int64_t rows, std::int64_t row_bytes)
-      : row_(static_cast<const char*>(first)), stride_(stride_bytes), rows_(rows), bytes_(row_bytes) {}
+  template <class T>
+  FetchedBlock(const T* first, std::int64_t stride, std::int64_t rows, std::int64_t cols)
+      : row_(reinterpret_cast<const char*>(first)), stride_(stride * bytes<T>), rows_(rows), bytes_(cols * bytes<T>) {}
   std::int64_t lines() const { return rows_ * (bytes_ / 64 + 1); }
   HYMBA_ALWAYS_INLINE void fetch(std::int64_t count) {
     for (; count > 0 && rows_ > 0; --count) {
@@ -38,13 +39,16 @@ class FetchedBlock {
   }
 
  private:
+  template <class T>
+  static constexpr std::int64_t bytes = static_cast<std::int64_t>(sizeof(T));
+
   const char* row_ = nullptr;
   std::int64_t stride_ = 0, rows_ = 0, bytes_ = 0, at_ = 0;
 };
 
 /// What an outer product fetches between its steps: the rows of c it will write, a few lines of the next panel of b and
 /// of the next block of a. All at once would wait for each other; spread over the steps they cost nothing.
-struct Ahead {
+struct ProductAhead {
   FetchedBlock a, b;
   std::int64_t share_a = 0, share_b = 0;  // lines at a time
   const float* c = nullptr;
@@ -68,14 +72,14 @@ struct Ahead {
 };
 
 /// How the left operand lies: rows of A are rows in memory, or columns.
-enum class Left { rows, columns };
+enum class LeftOrder { rows, columns };
 
-/// c [m, n] (+)= a b on xsimd architecture `A`, with b [k, n] and c row-major.
+/// c [m, n] (+)= a b on xsimd architecture `A`, with b [k, n] and c row-major, and k at least 1.
 ///
 /// A panel of b (`depth` rows, the columns of one outer product) stays in the first-level cache while the panels of a
 /// block of a come past it from the second level. Neither operand is transposed on the way: the elements of a are
-/// broadcast one by one, so a panel of a may hold its rows one after the other (Left::rows) or its columns
-/// (Left::columns), whichever the source does.
+/// broadcast one by one, so a panel of a may hold its rows one after the other (LeftOrder::rows) or its columns
+/// (LeftOrder::columns), whichever the source does.
 template <class A>
 struct PackedProduct {
   using Size = OuterProduct<A>;
@@ -93,65 +97,65 @@ struct PackedProduct {
            aligned_size(static_cast<std::size_t>(panel_b) * sizeof(float));
   }
 
-  /// One call. a: element (r, i) at a[r * lda + i] (Left::rows) or a[i * lda + r] (Left::columns). `sums`, unless null,
-  /// has sums[r] += the sum of row r of A (Left::columns only).
-  template <Left Order, class Exec, class Element>
+  /// One call. a: element (r, i) at a[r * lda + i] (LeftOrder::rows) or a[i * lda + r] (LeftOrder::columns). `sums`,
+  /// unless null, has sums[r] += the sum of row r of A (LeftOrder::columns only).
+  template <LeftOrder Order, class Exec, class Element>
   static void run(Exec& exec, Scratch scratch, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                   std::int64_t lda, const Element* b, std::int64_t ldb, float* c, std::int64_t ldc, bool add,
                   float* sums = nullptr) {
-    static_assert(Order == Left::rows || Order == Left::columns);
     const BlockGrid grid(m * n * k < serial_product ? 1 : exec.threads(), units_of(m, R), units_of(n, Size::cols));
     exec.parallel_for(grid.tasks(), [&](std::int64_t task, int thread) noexcept {
       const BlockRange rows = grid.row_range(task, R, m);
       const BlockRange cols = grid.col_range(task, Size::cols, n);
       block<Order>(scratch.of<float>(thread), rows.last - rows.first, cols.last - cols.first, k,
-                   a + rows.first * (Order == Left::rows ? lda : 1), lda, b + cols.first, ldb,
+                   a + rows.first * (Order == LeftOrder::rows ? lda : 1), lda, b + cols.first, ldb,
                    c + rows.first * ldc + cols.first, ldc, add,
                    sums != nullptr && cols.first == 0 ? sums + rows.first : nullptr);
     });
   }
 
  private:
-  template <Left Order, class Element>
+  template <LeftOrder Order, class Element>
   static void block(float* scratch, std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t lda,
                     const Element* b, std::int64_t ldb, float* c, std::int64_t ldc, bool add, float* sums) {
     const std::int64_t depth = equal_block(k, depth_max, 1);
     const std::int64_t height = equal_block(m, height_max, R);
     float* block_a = scratch;
     float* panel_b = scratch + height * row_stride;
-    for (std::int64_t i0 = 0; i0 < std::max<std::int64_t>(k, 1); i0 += depth) {
+    for (std::int64_t i0 = 0; i0 < k; i0 += depth) {
       const std::int64_t steps = std::min(depth, k - i0);
       for (std::int64_t r0 = 0; r0 < m; r0 += height) {
         const std::int64_t rows = std::min(height, m - r0);
         for (std::int64_t r = 0; r < rows; r += R) {
           const std::int64_t count = std::min<std::int64_t>(R, rows - r);
           float* to = block_a + r * row_stride;
-          if constexpr (Order == Left::rows) {
+          if constexpr (Order == LeftOrder::rows) {
             pack_rows(a + (r0 + r) * lda + i0, lda, count, steps, to);
           } else {
             pack_columns(a + i0 * lda + r0 + r, lda, count, steps, to);
             if (sums != nullptr) add_sums(to, count, steps, sums + r0 + r);
           }
         }
-        // What is packed next is fetched while this is used: the next panel of b, the next block of a.
+        // What is packed next is fetched while this is used: the next block of a, the next panel of b.
         const bool below = r0 + height < m;
         const std::int64_t next_r = below ? r0 + height : 0;
         const std::int64_t next_i = below ? i0 : i0 + depth;
-        const std::int64_t next_rows = next_i < k ? std::min(height, m - next_r) : 0;
-        const std::int64_t next_steps = std::min(depth, k - next_i);
-        Ahead ahead;
-        ahead.a = Order == Left::rows
-                      ? FetchedBlock(a + next_r * lda + next_i, lda * 4, next_rows, next_steps * 4)
-                      : FetchedBlock(a + next_i * lda + next_r, lda * 4, next_rows > 0 ? next_steps : 0, next_rows * 4);
-        const std::int64_t calls = units_of(std::max<std::int64_t>(steps, 1), fetch_steps);  // per panel
-        const std::int64_t all_panels = units_of(rows, R) * units_of(n, Size::cols);
-        ahead.share_a = units_of(ahead.a.lines(), all_panels * calls);
+        ProductAhead ahead;
+        if (next_i < k) {
+          const std::int64_t next_rows = std::min(height, m - next_r), next_steps = std::min(depth, k - next_i);
+          ahead.a = Order == LeftOrder::rows ? FetchedBlock(a + next_r * lda + next_i, lda, next_rows, next_steps)
+                                             : FetchedBlock(a + next_i * lda + next_r, lda, next_steps, next_rows);
+        }
+        const std::int64_t calls = units_of(steps, fetch_steps);  // per panel
+        ahead.share_a = units_of(ahead.a.lines(), units_of(rows, R) * units_of(n, Size::cols) * calls);
         for (std::int64_t j = 0; j < n; j += Size::cols) {
           const std::int64_t next_j = j + Size::cols < n ? j + Size::cols : 0;
           const std::int64_t b_i = next_j > 0 ? i0 : next_i;
-          ahead.b = FetchedBlock(b + b_i * ldb + next_j, ldb * static_cast<std::int64_t>(sizeof(Element)),
-                                 b_i < k ? std::min(depth, k - b_i) : 0,
-                                 std::min(n - next_j, Size::cols) * static_cast<std::int64_t>(sizeof(Element)));
+          ahead.b = FetchedBlock();
+          if (b_i < k) {
+            ahead.b =
+                FetchedBlock(b + b_i * ldb + next_j, ldb, std::min(depth, k - b_i), std::min(n - next_j, Size::cols));
+          }
           ahead.share_b = units_of(ahead.b.lines(), units_of(rows, R) * calls);
           float* to = c + r0 * ldc + j;
           const bool sum = add || i0 > 0;
@@ -229,9 +233,9 @@ struct PackedProduct {
   }
 
   /// One panel of b against the panels of a block of a.
-  template <Left Order, int V>
+  template <LeftOrder Order, int V>
   static void panels(const float* block_a, const float* panel_b, std::int64_t rows, std::int64_t steps, float* c,
-                     std::int64_t ldc, bool add, std::int64_t cols, Ahead& ahead) {
+                     std::int64_t ldc, bool add, std::int64_t cols, ProductAhead& ahead) {
     for (std::int64_t r = 0; r < rows; r += R) {
       const float* a = block_a + r * row_stride;
       float* to = c + r * ldc;
@@ -252,10 +256,10 @@ struct PackedProduct {
     }
   }
 
-  template <Left Order, int V>
+  template <LeftOrder Order, int V>
   static void panel(std::int64_t steps, const float* a, const float* b, float* c, std::int64_t ldc, bool add,
-                    Ahead& ahead) {
-    if constexpr (Order == Left::rows) {
+                    ProductAhead& ahead) {
+    if constexpr (Order == LeftOrder::rows) {
       outer_product<A, R, V, false>(steps, a, row_stride, 1, b, V * L, c, ldc, add, L, ahead);
     } else {
       outer_product<A, R, V, false>(steps, a, 1, R, b, V * L, c, ldc, add, L, ahead);

@@ -121,9 +121,9 @@ struct kernel_for<op::GemmInputGradient, arch::simd<A>> {
                   Store store) {
     using Element = typename weight_format<W>::element;
     if (dy.rows == 0) return;
-    Impl::template run<detail::Left::rows>(exec, scratch, dy.rows, w.cols, w.rows, dy.data, dy.stride,
-                                           reinterpret_cast<const Element*>(w.data), w.cols, dx.data, dx.stride,
-                                           store == Store::add);
+    Impl::template run<detail::LeftOrder::rows>(exec, scratch, dy.rows, w.cols, w.rows, dy.data, dy.stride,
+                                                reinterpret_cast<const Element*>(w.data), w.cols, dx.data, dx.stride,
+                                                store == Store::add);
   }
 };
 
@@ -139,8 +139,8 @@ struct kernel_for<op::GemmWeightGradient, arch::simd<A>> {
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> dy, MatrixView<const float> x,
                   MatrixView<float> dw, float* db) {
     if (dy.rows == 0) return;
-    Impl::template run<detail::Left::columns>(exec, scratch, dy.cols, x.cols, dy.rows, dy.data, dy.stride, x.data,
-                                              x.stride, dw.data, dw.stride, true, db);
+    Impl::template run<detail::LeftOrder::columns>(exec, scratch, dy.cols, x.cols, dy.rows, dy.data, dy.stride, x.data,
+                                                   x.stride, dw.data, dw.stride, true, db);
   }
 };
 
