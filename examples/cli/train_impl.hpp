@@ -41,6 +41,8 @@ std::optional<hymba::Validation> train_with_impl(const TrainRequest& request, co
   const auto architecture = architecture_from<DynamicHymba>(request.description, request.source);
   TrainerOptions options = request.trainer;
   const TokenFile* validation = request.validation ? &*request.validation : nullptr;
+  check_vocabulary(request.train, architecture.vocabulary);
+  if (validation != nullptr) check_vocabulary(*validation, architecture.vocabulary);
   options.limits = run_limits(request.run, request.train, validation, request.recompute);
   const TensorTable weights = request.weights ? *request.weights : random_tensors(architecture, request.run.seed);
   Trainer<DynamicHymba, Policy> trainer(architecture, weights, options, request.source);

@@ -81,6 +81,14 @@ inline std::int64_t most_sequences(const TokenFile& file, const RunOptions& o) {
   return most;
 }
 
+/// @throws ArgumentError unless the file was made with a vocabulary of this size.
+inline void check_vocabulary(const TokenFile& file, int vocabulary) {
+  if (file.vocabulary() != vocabulary) {
+    throw ArgumentError(detail::message(file.name(), ": made with a vocabulary of ", file.vocabulary(),
+                                        ", but the model has one of ", vocabulary));
+  }
+}
+
 /// The limits a trainer needs for a run over these files.
 /// @throws ArgumentError when a size is out of range or a file is too short for one window.
 inline TrainingLimits run_limits(const RunOptions& o, const TokenFile& train, const TokenFile* validation,
@@ -121,12 +129,8 @@ template <class V, class P, class Report>
 std::optional<Validation> run_training(Trainer<V, P>& trainer, const TokenFile& train, const TokenFile* validation,
                                        const RunOptions& o, std::optional<WindowSamplerState> start, Report&& report) {
   using Clock = std::chrono::steady_clock;
-  for (const TokenFile* file : {&train, validation}) {
-    if (file != nullptr && file->vocabulary() != trainer.architecture().vocabulary) {
-      throw ArgumentError(detail::message(file->name(), ": made with a vocabulary of ", file->vocabulary(),
-                                          ", but the model has one of ", trainer.architecture().vocabulary));
-    }
-  }
+  check_vocabulary(train, trainer.architecture().vocabulary);
+  if (validation != nullptr) check_vocabulary(*validation, trainer.architecture().vocabulary);
   if (o.accumulation < 1 || o.report_every < 1) {
     throw ArgumentError(detail::message("run: ", o.accumulation, " batches a step, a report every ", o.report_every,
                                         " steps, expected at least 1"));
