@@ -76,7 +76,9 @@ TEST_CASE("ten steps of AdamW equal PyTorch's: losses, norms and weights") {
     table = trainer.parameters().table();
   }
   const TensorTable wanted = read_safetensors(folder / "final.safetensors");
-  for (const auto& [name, ref] : wanted.tensors) {
+  for (const auto& named : wanted.tensors) {
+    const std::string& name = named.first;  // clang 14 lets no lambda capture a structured binding
+    const TensorRef& ref = named.second;
     const TensorRef* got = table.find(name);
     REQUIRE(got != nullptr);
     const auto count = static_cast<std::int64_t>(ref.bytes.size() / dtype_bytes(ref.dtype));
