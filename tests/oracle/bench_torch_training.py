@@ -277,7 +277,11 @@ class Training:
 
     def step_function(self, compiled):
         """-> a function that makes one step. A compiled model fuses the convolution's taps into what is around them."""
-        ops = SimpleNamespace(**{**vars(self.ops), **({"convolve": convolve_taps} if compiled else {})})
+        ops = SimpleNamespace(**vars(self.ops))
+        if compiled:
+            ops.convolve = convolve_taps
+            if not isinstance(ops.scan, CompiledScan):                      # a loop would be unrolled, for minutes
+                ops.scan = torch.compiler.disable(ops.scan)
 
         def loss_of(w, tokens, targets):
             return train.cross_entropy(train.forward(self.s, w, tokens, ops), targets)
