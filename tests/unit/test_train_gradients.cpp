@@ -65,7 +65,7 @@ TEST_CASE("gradients equal PyTorch's: scalar kernels, single and double precisio
 TEST_CASE("gradients of random variants equal central differences in double") {
   std::mt19937 rng(20261123);
   double worst = 0;
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 14; ++round) {
     const Description d = test::random_description(rng);
     const auto a = architecture_from<DynamicHymba>(d);
     const TrainingBatch batch = random_batch(rng, d.vocabulary, 3, 14);
@@ -106,7 +106,7 @@ TEST_CASE("gradients of random variants equal central differences in double") {
 
 TEST_CASE("kept and recomputed layers give the same bits; vector kernels agree with double") {
   std::mt19937 rng(7);
-  for (int round = 0; round < 25; ++round) {
+  for (int round = 0; round < 10; ++round) {
     const Description d = test::random_description(rng);
     const auto a = architecture_from<DynamicHymba>(d);
     const TrainingBatch batch = random_batch(rng, d.vocabulary, 4, 40);
@@ -138,7 +138,7 @@ TEST_CASE("kept and recomputed layers give the same bits; vector kernels agree w
 
 TEST_CASE("a batch is its sequences, one by one; gradients of several batches add up") {
   std::mt19937 rng(11);
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 4; ++round) {
     const Description d = test::random_description(rng);
     const auto a = architecture_from<DynamicHymba>(d);
     const TrainingBatch batch = random_batch(rng, d.vocabulary, 4, 20);
