@@ -2,13 +2,13 @@
 //
 // Training steps of the shipped model (examples/models/jacobean-5m): forward, backward, clipping, AdamW.
 //
-//   FLOP/s         useful floating-point operations: three times those of a forward pass, products and attention and scan;
+//   FLOP/s         useful floating-point operations: three times those of a forward pass, products and attention and
+//   scan;
 //                  what the backward pass computes a second time is not counted
-//   of_fma_peak    FLOP/s over the peak of single-precision multiply-adds measured in this process (model FLOPs utilisation)
+//   of_fma_peak    FLOP/s over the peak of single-precision multiply-adds measured in this process (model FLOPs
+//   utilisation)
 //
 // HYMBA_BENCH_THREADS sets the number of threads (default: all). Beside PyTorch: tests/oracle/bench_torch_training.py.
-#include "limits.hpp"
-
 #include <hymba/exec/amx.hpp>
 #include <hymba/hymba.hpp>
 #include <hymba/model/random_weights.hpp>
@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <random>
+
+#include "limits.hpp"
 
 namespace {
 
@@ -97,22 +99,31 @@ void step(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(trainer.step(batch).loss);
   const double steps = static_cast<double>(state.iterations());
   const double flop = useful_flop<V>(context, sequences) * steps;
-  state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(context * sequences) * steps, benchmark::Counter::kIsRate);
+  state.counters["tokens/s"] =
+      benchmark::Counter(static_cast<double>(context * sequences) * steps, benchmark::Counter::kIsRate);
   state.counters["FLOP/s"] = benchmark::Counter(flop, benchmark::Counter::kIsRate);
   state.counters["of_fma_peak"] = benchmark::Counter(flop / peak, benchmark::Counter::kIsRate);
   state.counters["memory"] = static_cast<double>(trainer.network().bytes());
 }
 
 void f32_products(benchmark::State& state) { step<Jacobean, arch::best>(state); }
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#if defined(HYMBA_AMX)
 void bf16_products(benchmark::State& state) { step<Jacobean, arch::amx<arch::best>>(state); }
 #endif
 
 }  // namespace
 
-BENCHMARK(f32_products)->ArgNames({"context", "sequences", "recompute"})->Args({512, 8, 0})->Args({512, 8, 1})
-    ->Unit(benchmark::kMillisecond)->UseRealTime();
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-BENCHMARK(bf16_products)->ArgNames({"context", "sequences", "recompute"})->Args({512, 8, 0})->Args({512, 8, 1})
-    ->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(f32_products)
+    ->ArgNames({"context", "sequences", "recompute"})
+    ->Args({512, 8, 0})
+    ->Args({512, 8, 1})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+#if defined(HYMBA_AMX)
+BENCHMARK(bf16_products)
+    ->ArgNames({"context", "sequences", "recompute"})
+    ->Args({512, 8, 0})
+    ->Args({512, 8, 1})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 #endif

@@ -44,9 +44,9 @@ void fuse_forward(const TanhGate&, const Context& context, hymba::MatrixView<con
 
 /// And its gradient, for training: those of the inputs are assigned, that of the weight is added to.
 template <class Context, class Real>
-void fuse_backward(const TanhGate&, const Context& context, hymba::MatrixView<const Real>, hymba::MatrixView<const Real> ssm,
-                   hymba::MatrixView<const Real> d_out, hymba::MatrixView<Real> d_attention, hymba::MatrixView<Real> d_ssm,
-                   Real*) {
+void fuse_backward(const TanhGate&, const Context& context, hymba::MatrixView<const Real>,
+                   hymba::MatrixView<const Real> ssm, hymba::MatrixView<const Real> d_out,
+                   hymba::MatrixView<Real> d_attention, hymba::MatrixView<Real> d_ssm, Real*) {
   for (std::int64_t t = 0; t < d_out.rows; ++t) {
     for (std::int64_t i = 0; i < d_out.cols; ++i) {
       const Real gate = context.derived[i], d = d_out(t, i);

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <hymba/exec/amx.hpp>
-
 #include "train_impl.hpp"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#if defined(HYMBA_AMX)
 template <>
 std::optional<hymba::Validation> cli::train_with<hymba::arch::amx<hymba::arch::best>>(const TrainRequest& request,
                                                                                       const ReportStart& start,

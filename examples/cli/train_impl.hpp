@@ -6,6 +6,9 @@
 #include <hymba/hymba.hpp>
 #include <hymba/train/train.hpp>
 
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
@@ -15,7 +18,7 @@ namespace cli {
 /// What `hymba train` was asked for, read and checked as far as it goes without weights.
 struct TrainRequest {
   hymba::Description description;
-  std::string source;                 ///< named in errors about tensors
+  std::string source;                         ///< named in errors about tensors
   std::optional<hymba::TensorTable> weights;  ///< none: random ones of `seed`
   std::optional<std::filesystem::path> resume;
   hymba::TokenFile train;
@@ -26,7 +29,8 @@ struct TrainRequest {
 };
 
 using ReportProgress = std::function<void(const hymba::RunProgress&)>;
-/// Called once before the first step: parameters, bytes of weights with gradients and moments, bytes of activations.
+/// Called once before the first step: parameters, bytes of weights with gradients and moments, bytes of activations,
+/// steps done before.
 using ReportStart = std::function<void(std::int64_t, std::size_t, std::size_t, std::int64_t)>;
 
 template <class Arch>
@@ -46,7 +50,7 @@ std::optional<hymba::Validation> train_with_impl(const TrainRequest& request, co
   options.limits = run_limits(request.run, request.train, validation, request.recompute);
   const TensorTable weights = request.weights ? *request.weights : random_tensors(architecture, request.run.seed);
   Trainer<DynamicHymba, Policy> trainer(architecture, weights, options, request.source);
-  std::optional<WindowSamplerState> state;
+  std::optional<TrainingState> state;
   if (request.resume) state = resume_training(*request.resume, trainer);
   start(parameters(architecture), 4 * trainer.parameters().weights().size_bytes(), trainer.network().bytes(),
         trainer.steps());

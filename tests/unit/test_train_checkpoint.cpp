@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Runs of training on disk: resuming bit for bit, what a kill leaves behind, and files that do not fit.
-#include "train_support.hpp"
-
 #include <hymba/model/random_weights.hpp>
-
-#include <unistd.h>
 
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <memory>
+#include <unistd.h>
+#include <utility>
+
+#include "train_support.hpp"
 
 using namespace hymba;
 using namespace train_test;
@@ -107,7 +108,9 @@ TEST_CASE("a run interrupted anywhere and resumed ends with the bits of one that
     run.out = folder.path / ("stopped-" + std::to_string(stop));
     trainer = start_over();
     CHECK_THROWS_AS(run_training(*trainer, train, &held_out, run, {},
-                                 [&](const RunProgress& p) { if (p.step.step >= stop) throw Stop{}; }),
+                                 [&](const RunProgress& p) {
+                                   if (p.step.step >= stop) throw Stop{};
+                                 }),
                     Stop);
     // What a kill in the middle of a checkpoint leaves: a folder that is not whole, under a name that is not used.
     fs::create_directories(run.out / "step-00000039.part");
@@ -118,12 +121,13 @@ TEST_CASE("a run interrupted anywhere and resumed ends with the bits of one that
     Checkpoint checkpoint = open_checkpoint(*newest);
     Trainer<Small> again(architecture_from<Small>(checkpoint.description), checkpoint.tensors,
                          trainer_options(run, train, &held_out, 40));
-    const WindowSamplerState state = resume_training(*newest, again);
+    const TrainingState state = resume_training(*newest, again);
     CHECK(again.steps() % 7 == 0);
     CHECK(again.steps() <= stop + 2);  // the report that stops the run may be that of a checkpoint
     const auto resumed = run_training(again, train, &held_out, run, state, ignore);
     CHECK(resumed->loss == whole->loss);
-    CHECK(bytes_of(run.out / "model" / "model.safetensors") == bytes_of(folder.path / "whole" / "model" / "model.safetensors"));
+    CHECK(bytes_of(run.out / "model" / "model.safetensors") ==
+          bytes_of(folder.path / "whole" / "model" / "model.safetensors"));
     // Seconds differ; steps and losses do not.
     const auto a = read_run_log(run.out), b = read_run_log(folder.path / "whole");
     REQUIRE(a.size() == b.size());
@@ -152,7 +156,8 @@ TEST_CASE("a run that diverges keeps the last good checkpoint") {
   run.sequences = 3;
   run.report_every = 1;
   run.checkpoint_every = 5;
-  Trainer<Small> trainer(architecture<Small>, random_tensors(architecture<Small>, 5), trainer_options(run, train, nullptr, 40));
+  Trainer<Small> trainer(architecture<Small>, random_tensors(architecture<Small>, 5),
+                         trainer_options(run, train, nullptr, 40));
   const std::string message = error_of([&] {
     run_training(trainer, train, nullptr, run, {}, [&](const RunProgress& p) {
       if (p.step.step == 12) trainer.parameters().weight(trainer.parameters().embedding())[0] = HUGE_VALF;
@@ -174,8 +179,11 @@ TEST_CASE("files that do not fit are refused with the value and what was expecte
   run.context = 24;
   run.sequences = 3;
   const auto ignore = [](const RunProgress&) {};
-  Trainer<Small> trainer(architecture<Small>, random_tensors(architecture<Small>, 5), trainer_options(run, train, nullptr, 2));
-  CHECK(error_of([&] { run_training(trainer, train, nullptr, run, {}, ignore); }).find("made with a vocabulary of 50, but the model has one of 40") != std::string::npos);
+  Trainer<Small> trainer(architecture<Small>, random_tensors(architecture<Small>, 5),
+                         trainer_options(run, train, nullptr, 2));
+  CHECK(error_of([&] {
+          run_training(trainer, train, nullptr, run, {}, ignore);
+        }).find("made with a vocabulary of 50, but the model has one of 40") != std::string::npos);
   RunOptions wide = run;
   wide.context = 5000;
   CHECK(error_of([&] { run_limits(wide, train, nullptr); }).find("expected at least 5001") != std::string::npos);
@@ -189,7 +197,8 @@ TEST_CASE("files that do not fit are refused with the value and what was expecte
   };
   const auto resume = [&] { return error_of([&] { resume_training(newest, trainer); }); };
   CHECK(resume().empty());
-  for (const std::size_t length : {std::size_t{0}, std::size_t{7}, std::size_t{100}, whole.size() / 2, whole.size() - 1}) {
+  for (const std::size_t length :
+       {std::size_t{0}, std::size_t{7}, std::size_t{100}, whole.size() / 2, whole.size() - 1}) {
     rewrite(whole.substr(0, length));
     CHECK(resume().find("optimizer.safetensors") != std::string::npos);
   }
@@ -197,6 +206,13 @@ TEST_CASE("files that do not fit are refused with the value and what was expecte
   renamed.replace(renamed.find("hymba-optimizer"), 5, "other");
   rewrite(renamed);
   CHECK(resume().find("format") != std::string::npos);
+  std::string poisoned = whole;  // the last number of the last tensor, a second moment
+  const float negative = -1, none = std::numeric_limits<float>::quiet_NaN();
+  for (const float bad : {negative, none}) {
+    std::memcpy(poisoned.data() + poisoned.size() - sizeof(float), &bad, sizeof(float));
+    rewrite(poisoned);
+    CHECK(resume().find("expected finite numbers, the second not below 0") != std::string::npos);
+  }
   renamed = whole;
   renamed.replace(renamed.find("first_moment"), 5, "fifth");
   rewrite(renamed);
@@ -204,8 +220,78 @@ TEST_CASE("files that do not fit are refused with the value and what was expecte
   fs::remove(newest / "optimizer.safetensors");
   CHECK(resume().find("optimizer.safetensors") != std::string::npos);
 
+  // Another text, or other windows, than those of the run to go on with.
+  const TrainingState state{{5, 0, 0}, 24, fitting.size(), 0};
+  RunOptions other = run;
+  other.context = 25;
+  CHECK(error_of([&] { run_training(trainer, fitting, nullptr, other, state, ignore); }).find("windows of 24 tokens") !=
+        std::string::npos);
+  const TokenFile longer = make_tokens(folder.path / "longer.tok", Small::vocabulary, 1200, 1);
+  CHECK(error_of([&] { run_training(trainer, longer, nullptr, run, state, ignore); }).find("over a file of ") !=
+        std::string::npos);
+  for (const auto& [member, word] : {std::pair{&RunOptions::accumulation, "batches a step is -1"},
+                                     std::pair{&RunOptions::report_every, "report_every is -1"},
+                                     std::pair{&RunOptions::validate_every, "validate_every is -1"},
+                                     std::pair{&RunOptions::validation_tokens, "validation_tokens is -1"},
+                                     std::pair{&RunOptions::checkpoint_every, "checkpoint_every is -1"}}) {
+    RunOptions bad = run;
+    bad.*member = -1;
+    const std::string message = error_of([&] { run_training(trainer, fitting, nullptr, bad, {}, ignore); });
+    CHECK_MESSAGE(message.find(word) != std::string::npos, message);
+  }
+  RunOptions beside = run;
+  beside.companions = {{folder.path / "none.model", "tokenizer.model"}};
+  CHECK(error_of([&] { run_training(trainer, fitting, nullptr, beside, {}, ignore); }).find("none.model") !=
+        std::string::npos);
+  beside.companions = {{folder.path / "fitting.tok", "config.json"}};
+  CHECK(error_of([&] { run_training(trainer, fitting, nullptr, beside, {}, ignore); }).find("the model's own file") !=
+        std::string::npos);
+
   // A folder that cannot be made, because a file has its name.
   std::ofstream(folder.path / "file") << "x";
   run.out = folder.path / "file" / "run";
   CHECK_THROWS_AS(run_training(trainer, fitting, nullptr, run, {}, ignore), IoError);
+}
+
+TEST_CASE("a run that is asked to stop leaves a checkpoint to go on from, and no finished model") {
+  const Folder folder;
+  const TokenFile train = make_tokens(folder.path / "train.tok", Small::vocabulary, 900, 1);
+  RunOptions run;
+  run.out = folder.path / "run";
+  run.context = 24;
+  run.sequences = 3;
+  int asked = 0;
+  run.stop = [&] { return ++asked == 7; };
+  Trainer<Small> trainer(architecture<Small>, random_tensors(architecture<Small>, 5),
+                         trainer_options(run, train, nullptr, 40));
+  run_training(trainer, train, nullptr, run, {}, [](const RunProgress&) {});
+  CHECK(trainer.steps() == 7);
+  CHECK(latest_checkpoint(run.out)->filename() == "step-00000007");
+  CHECK(!fs::exists(run.out / "model"));
+}
+
+TEST_CASE("no batch has more sequences than its limits say, wherever documents and windows are cut") {
+  const Folder folder;
+  std::mt19937 rng(4);
+  for (int round = 0; round < 60; ++round) {
+    TokenFileWriter writer(folder.path / "t.tok", 9);
+    // Clusters of short documents, at the file's ends too.
+    const int documents = 1 + static_cast<int>(rng() % 30);
+    for (int d = 0; d < documents; ++d) {
+      const std::size_t length = rng() % 3 == 0 ? 30 : 1 + rng() % 3;
+      writer.add_document(std::vector<Token>(length, 3), static_cast<std::int64_t>(length));
+    }
+    writer.commit();
+    const TokenFile file = TokenFile::open(folder.path / "t.tok");
+    for (const std::int64_t context : {1, 2, 7, 10}) {
+      if (file.size() <= context) continue;
+      const std::int64_t most = most_sequences(file, context, 2);
+      WindowSampler windows(file, context, 2, rng());
+      TrainingBatch batch;
+      for (int i = 0; i < 40; ++i) {
+        windows.next(batch);
+        REQUIRE(static_cast<std::int64_t>(batch.lengths.size()) <= most);
+      }
+    }
+  }
 }

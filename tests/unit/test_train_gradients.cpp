@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Gradients of whole models: against PyTorch's autograd (goldens), against central differences in double, and the ways
-// of computing them (vector and scalar kernels, layers kept or recomputed, batches whole or in parts) against each other.
+// of computing them (vector and scalar kernels, layers kept or recomputed, batches whole or in parts) against each
+// other.
+#include <hymba/model/random_weights.hpp>
+
 #include "random_description.hpp"
 #include "train_support.hpp"
-
-#include <hymba/model/random_weights.hpp>
 
 using namespace hymba;
 using namespace train_test;
@@ -127,8 +128,7 @@ TEST_CASE("kept and recomputed layers give the same bits; vector kernels agree w
       double most = 0, error = 0;
       for (std::int64_t i = 0; i < t.count(); ++i) {
         most = std::max(most, std::abs(exact.parameters.gradient(t)[i]));
-        error = std::max(error, std::abs(exact.parameters.gradient(t)[i] -
-                                         static_cast<double>(single[i])));
+        error = std::max(error, std::abs(exact.parameters.gradient(t)[i] - static_cast<double>(single[i])));
       }
       // A gradient that is a difference of much larger ones cannot be relatively exact in single precision.
       CHECK_MESSAGE(error <= 1e-3 * most + 1e-6 * largest, t.name, ": ", error, " of ", most);
@@ -145,7 +145,8 @@ TEST_CASE("a batch is its sequences, one by one; gradients of several batches ad
     const TensorTable table = random_tensors(a, rng(), DType::f32);
     Serial executor;
     TrainedParameters<DynamicHymba, double> whole(a, table, "test"), parts(a, table, "test");
-    TrainingNetwork<DynamicHymba, Double> all(whole, executor, limits_of(batch)), one(parts, executor, limits_of(batch));
+    TrainingNetwork<DynamicHymba, Double> all(whole, executor, limits_of(batch)),
+        one(parts, executor, limits_of(batch));
     LossSum sum;
     std::size_t at = 0;
     for (const std::int64_t n : batch.lengths) {
@@ -159,7 +160,8 @@ TEST_CASE("a batch is its sequences, one by one; gradients of several batches ad
     const LossSum together = all.accumulate(batch, 0.25);
     CHECK(together.targets == sum.targets);
     CHECK(together.nats == doctest::Approx(sum.nats).epsilon(1e-12));
-    CHECK(relative_difference(std::span<const double>(whole.gradients()), std::span<const double>(parts.gradients())) < 1e-11);
+    CHECK(relative_difference(std::span<const double>(whole.gradients()), std::span<const double>(parts.gradients())) <
+          1e-11);
   }
 }
 
@@ -186,7 +188,8 @@ TEST_CASE("bad batches are refused with one sentence that names the value") {
   CHECK(error_of({{0, 0}, {0, 0}, {1}}).find("sum to 1") != std::string::npos);
   CHECK(error_of({{0, 0}, {0, 0}, {2, 0}}).find("a sequence of 0") != std::string::npos);
   CHECK(error_of({{0, 0}, {0}, {2}}).find("1 targets") != std::string::npos);
-  CHECK(error_of({{0, d.vocabulary}, {0, 0}, {2}}).find("token 1 is " + std::to_string(d.vocabulary)) != std::string::npos);
+  CHECK(error_of({{0, d.vocabulary}, {0, 0}, {2}}).find("token 1 is " + std::to_string(d.vocabulary)) !=
+        std::string::npos);
   CHECK(error_of({{0, -1}, {0, 0}, {2}}).find("token 1 is -1") != std::string::npos);
   CHECK(error_of({{0, 0}, {0, -2}, {2}}).find("target 1 is -2") != std::string::npos);
 }

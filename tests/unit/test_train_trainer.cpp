@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The trainer: AdamW against PyTorch's, overfitting, accumulation, divergence, the model that comes out.
-#include "random_description.hpp"
-#include "train_support.hpp"
-
 #include <hymba/model/random_weights.hpp>
 
 #include <limits>
+
+#include "random_description.hpp"
+#include "train_support.hpp"
 
 using namespace hymba;
 using namespace train_test;
@@ -27,7 +27,8 @@ struct Small {
 TrainerOptions options_for(const TrainingBatch& batch, std::int64_t steps, double rate, int threads = 1) {
   TrainerOptions o;
   o.limits = limits_of(batch);
-  o.schedule = {.kind = Schedule::Kind::wsd, .peak = rate, .floor = rate / 100, .warmup = 0.05, .decay = 0.3, .steps = steps};
+  o.schedule = {
+      .kind = Schedule::Kind::wsd, .peak = rate, .floor = rate / 100, .warmup = 0.05, .decay = 0.3, .steps = steps};
   o.threads = threads;
   return o;
 }
@@ -185,7 +186,8 @@ TEST_CASE("the same run gives the same bits, on one thread and on two") {
     Trainer<Small> a(architecture<Small>, table, options_for(batch, 6, 3e-3, threads));
     Trainer<Small> b(architecture<Small>, table, options_for(batch, 6, 3e-3, threads));
     for (int i = 0; i < 6; ++i) CHECK(a.step(batch).loss == b.step(batch).loss);
-    CHECK(std::equal(a.parameters().weights().begin(), a.parameters().weights().end(), b.parameters().weights().begin()));
+    CHECK(
+        std::equal(a.parameters().weights().begin(), a.parameters().weights().end(), b.parameters().weights().begin()));
   }
 }
 

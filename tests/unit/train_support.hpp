@@ -30,7 +30,8 @@ inline std::filesystem::path golden_root() { return std::filesystem::path(HYMBA_
 inline std::vector<std::string> gradient_goldens() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(golden_root())) {
-    if (std::filesystem::exists(entry.path() / "gradients.safetensors")) names.push_back(entry.path().filename().string());
+    if (std::filesystem::exists(entry.path() / "gradients.safetensors"))
+      names.push_back(entry.path().filename().string());
   }
   std::sort(names.begin(), names.end());
   return names;
@@ -96,7 +97,8 @@ inline hymba::TrainingBatch random_batch(std::mt19937& rng, int vocabulary, int 
     for (std::int64_t i = 0; i < length; ++i) {
       b.tokens.push_back(static_cast<hymba::Token>(rng() % static_cast<unsigned>(vocabulary)));
       const bool none = rng() % 5 == 0 && i > 0;
-      b.targets.push_back(none ? hymba::no_target : static_cast<hymba::Token>(rng() % static_cast<unsigned>(vocabulary)));
+      b.targets.push_back(none ? hymba::no_target
+                               : static_cast<hymba::Token>(rng() % static_cast<unsigned>(vocabulary)));
     }
     b.lengths.push_back(length);
   }

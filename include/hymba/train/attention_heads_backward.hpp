@@ -25,8 +25,8 @@
 HYMBA_NAMESPACE_BEGIN
 
 /// Inputs and outputs of the backward pass of attention heads for one layer. A cache that several layers share has one
-/// gradient: every reader adds its own, from the last layer to the first, and the layer that produces the keys and values
-/// comes last and passes the sum on to its input.
+/// gradient: every reader adds its own, from the last layer to the first, and the layer that produces the keys and
+/// values comes last and passes the sum on to its input.
 template <class E>
 struct AttentionBackwardStep {
   using Real = activation_beside_t<E>;
@@ -38,8 +38,8 @@ struct AttentionBackwardStep {
   MatrixView<const Real> cosines, sines, negative_sines;       ///< [T, key_width / 2]; empty without rotary embedding
   MatrixView<const Real> output;                               ///< [T, output_width()]: what attention_forward made
   MatrixView<const Real> d_output;
-  MatrixView<Real> d_input;                                    ///< [T, input_rows(produces)], assigned
-  Real* workspace = nullptr;                                   ///< attention_backward_floats(heads, T) numbers
+  MatrixView<Real> d_input;   ///< [T, input_rows(produces)], assigned
+  Real* workspace = nullptr;  ///< attention_backward_floats(heads, T) numbers
 };
 
 /// Numbers of working memory for `rows` rows.

@@ -77,8 +77,9 @@ void fuse_backward(const ConcatHeads&, const C&, MatrixView<const Real>, MatrixV
 }
 
 template <class C, class Real>
-void fuse_backward(const RuntimeFusion& fusion, const C& c, MatrixView<const Real> attention, MatrixView<const Real> ssm,
-                   MatrixView<const Real> d_out, MatrixView<Real> d_attention, MatrixView<Real> d_ssm, Real* work) {
+void fuse_backward(const RuntimeFusion& fusion, const C& c, MatrixView<const Real> attention,
+                   MatrixView<const Real> ssm, MatrixView<const Real> d_out, MatrixView<Real> d_attention,
+                   MatrixView<Real> d_ssm, Real* work) {
   fusion.visit([&](auto f) { fuse_backward(f, c, attention, ssm, d_out, d_attention, d_ssm, work); });
 }
 

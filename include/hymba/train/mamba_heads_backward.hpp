@@ -4,8 +4,8 @@
 //
 // Recurrent heads of one's own supply, in their own namespace,
 //
-//   template <class Context, class Real> void ssm_backward(const MyHeads&, const Context&, const SsmBackwardStep<Real>&);
-//   std::int64_t ssm_backward_floats(const MyHeads&, std::int64_t rows);
+//   template <class Context, class Real> void ssm_backward(const MyHeads&, const Context&, const
+//   SsmBackwardStep<Real>&); std::int64_t ssm_backward_floats(const MyHeads&, std::int64_t rows);
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -91,8 +91,8 @@ void mamba_backward(const Heads& h, const C& c, const SsmBackwardStep<Real>& ste
 
   std::fill_n(d_a.data, states * inner, Real(0));
   const ScanOperands<Real> operands{conv, dt, z, b_of(used), c_of(used), a, c.vector(skip)};
-  const ScanGradients<Real> gradients{d_conv, d_dt, step.d_input.columns(inner, inner), b_of(d_normed), c_of(d_normed),
-                                      d_a.data, c.gradient(skip)};
+  const ScanGradients<Real> gradients{
+      d_conv, d_dt, step.d_input.columns(inner, inner), b_of(d_normed), c_of(d_normed), d_a.data, c.gradient(skip)};
   run<op::SelectiveScanBackward>(c, operands, step.ranges, step.d_output, gradients);
   // A = -exp(A_log), transposed: its derivative is A itself.
   for (std::int64_t e = 0; e < inner; ++e) {

@@ -40,7 +40,7 @@ struct RunLogRow {
   double learning_rate = none;
   double gradient_norm = none;  ///< before clipping
   double tokens_per_second = none;
-  double seconds = none;  ///< since training began
+  double seconds = none;  ///< since this run began, or went on
 };
 
 namespace detail {

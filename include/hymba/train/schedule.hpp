@@ -24,9 +24,9 @@ struct Schedule {
   Kind kind = Kind::wsd;
   double peak = 3e-3;
   double floor = 1e-5;
-  double warmup = 0.01;     ///< share of the steps
-  double decay = 0.2;       ///< wsd: share of the steps
-  std::int64_t steps = 0;   ///< of the whole run
+  double warmup = 0.01;    ///< share of the steps
+  double decay = 0.2;      ///< wsd: share of the steps
+  std::int64_t steps = 0;  ///< of the whole run
 
   /// @throws ArgumentError naming the first value out of range.
   void check() const {
@@ -38,6 +38,7 @@ struct Schedule {
     if (!(floor >= 0) || floor > peak) fail("the lowest learning rate", floor, "0 to the highest");
     if (!(warmup >= 0) || warmup > 1) fail("the share of warm-up", warmup, "0 to 1");
     if (!(decay >= 0) || decay > 1) fail("the share of decay", decay, "0 to 1");
+    if (kind == Kind::wsd && warmup + decay > 1) fail("warm-up and decay together", warmup + decay, "at most 1");
   }
 
   /// The rate of step `step`, counted from 0. Steps past the end have the last one's.

@@ -16,12 +16,14 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
@@ -85,9 +87,7 @@ class TrainedParameters {
   const TrainedTensor& final_norm() const { return tensors_[final_norm_]; }
 
   /// A copy of the weights, as models and files take it. @throws std::bad_alloc.
-  TensorTable table() const
-    requires std::same_as<Real, float>
-  {
+  TensorTable table() const requires std::same_as<Real, float> {
     auto copy = std::make_shared<AlignedBuffer>(weights_.size(), Uninitialised{});
     std::copy_n(weights_.data(), weights_.size(), copy->data());
     TensorTable out;
@@ -123,9 +123,8 @@ class TrainedParameters {
     });
     first_layer_tensor_ = tensors_.size();
     for (int i = 0; i < arch_.layers; ++i) {
-      for_each_layer_tensor(arch_, i, [&](Part, const TensorSpec& t) {
-        add("model.layers." + std::to_string(i) + '.' + t.name, t);
-      });
+      for_each_layer_tensor(
+          arch_, i, [&](Part, const TensorSpec& t) { add("model.layers." + std::to_string(i) + '.' + t.name, t); });
     }
   }
   void bind() {

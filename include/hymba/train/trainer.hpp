@@ -13,6 +13,7 @@
 #include <hymba/train/training_batch.hpp>
 #include <hymba/train/training_network.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,12 +31,12 @@ class DivergedError : public Error {
 
 /// How a model is trained.
 struct TrainerOptions {
-  TrainingLimits limits;       ///< of one batch
+  TrainingLimits limits;  ///< of one batch
   Schedule schedule;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
-  double weight_decay = 0.1;   ///< of weight matrices; norms, biases, A_log, D, convolutions, meta tokens do not decay
-  double clip = 1.0;           ///< largest global norm of the gradient; 0: no clipping
-  int threads = 0;             ///< 0: all cores
+  double weight_decay = 0.1;  ///< of weight matrices; norms, biases, A_log, D, convolutions, meta tokens do not decay
+  double clip = 1.0;          ///< largest global norm of the gradient; 0: no clipping
+  int threads = 0;            ///< 0: all cores
 };
 
 /// What one step did.
@@ -44,7 +45,7 @@ struct StepReport {
   double loss = 0;           ///< mean over the step's targets, nats
   double gradient_norm = 0;  ///< before clipping
   double learning_rate = 0;
-  std::int64_t tokens = 0;   ///< read, meta tokens not counted
+  std::int64_t tokens = 0;  ///< read, meta tokens not counted
 };
 
 /// A model of variant `V` and its optimiser. Not thread-safe; uses `threads` threads itself. The same options, weights
@@ -78,10 +79,14 @@ class Trainer {
       for (const Token t : b.targets) targets += t != no_target ? 1 : 0;
       report.tokens += b.rows();
     }
-    if (targets == 0) throw ArgumentError("a training step without a single target");
+    if (targets == 0) {
+      throw ArgumentError(
+          detail::message("a training step of ", report.tokens, " tokens has 0 targets, expected at least 1"));
+    }
     parameters_.clear_gradients();
     LossSum sum;
-    for (const TrainingBatch& b : batches) sum += network_.accumulate(b, static_cast<Real>(1.0 / static_cast<double>(targets)));
+    const auto scale = static_cast<Real>(1.0 / static_cast<double>(targets));
+    for (const TrainingBatch& b : batches) sum += network_.accumulate(b, scale);
     report.loss = sum.mean();
     if (!std::isfinite(report.loss)) diverged(report, "the loss", report.loss);
     report.gradient_norm = gradient_norm();
@@ -95,6 +100,17 @@ class Trainer {
   /// The losses of a batch with the present weights.
   /// @throws ArgumentError as `step`.
   LossSum loss(const TrainingBatch& batch) { return network_.loss(batch); }
+
+  /// @throws DivergedError when a weight is not finite: an update went wrong that no loss has shown yet.
+  void check_weights() const {
+    for (const TrainedTensor& t : parameters_.tensors()) {
+      if (!std::isfinite(kernel_for<op::SumOfSquares, typename P::arch>::run(parameters_.weight(t), t.count()))) {
+        throw DivergedError(detail::message("step ", steps_, ": ", t.name,
+                                            " holds numbers that are not finite (a lower ",
+                                            "learning rate or a longer warm-up may help)"));
+      }
+    }
+  }
 
   /// The present weights as a model, e.g. `model<Cpu<Weights::bf16>>()`; a copy, training may go on.
   template <Policy Q = Cpu<Weights::f32, Cache::f32>>
@@ -124,7 +140,9 @@ class Trainer {
     };
     if (!(o.beta1 >= 0 && o.beta1 < 1)) fail("beta1", o.beta1, "0 to below 1");
     if (!(o.beta2 >= 0 && o.beta2 < 1)) fail("beta2", o.beta2, "0 to below 1");
-    if (!(o.eps > 0)) fail("eps", o.eps, "a positive number");
+    if (!(std::isfinite(o.eps) && static_cast<Real>(o.eps) > 0)) {
+      fail("eps", o.eps, "a positive number that the weights' type can hold");
+    }
     if (!(o.weight_decay >= 0 && std::isfinite(o.weight_decay))) fail("weight decay", o.weight_decay, "0 or more");
     if (!(o.clip >= 0 && std::isfinite(o.clip))) fail("the clipping norm", o.clip, "0 (none) or more");
     return o;

@@ -71,12 +71,12 @@ class TrainingNetwork {
   /// @throws ArgumentError when a limit is below 1 or the batch is beyond 2^31 rows; std::bad_alloc.
   TrainingNetwork(TrainedParameters<V, Real>& parameters, typename P::executor& executor, const TrainingLimits& limits)
       : parameters_(parameters), executor_(executor), limits_(limits), a_(parameters.architecture()) {
-    if (limits.tokens < 1 || limits.sequences < 1 || limits.sequences > limits.tokens) {
+    if (limits.tokens < 1 || limits.tokens > most_rows || limits.sequences < 1 || limits.sequences > limits.tokens) {
       throw ArgumentError(detail::message("a batch of at most ", limits.tokens, " tokens in ", limits.sequences,
-                                          " sequences, expected at least one token in each"));
+                                          " sequences, expected at least one token in each, and at most 2^31"));
     }
     max_rows_ = limits.tokens + limits.sequences * a_.meta_tokens();
-    if (max_rows_ > (std::int64_t{1} << 31)) {
+    if (max_rows_ > most_rows) {
       throw ArgumentError(detail::message("a batch of ", max_rows_, " rows, expected at most 2^31"));
     }
     if constexpr (requires { a_.attention.rope.kind; }) {
@@ -128,6 +128,7 @@ class TrainingNetwork {
   using ConstView = MatrixView<const Real>;
   using Ctx = GradientContext<P>;
   static constexpr bool has_attention = Architecture<V>::has_attention, has_ssm = Architecture<V>::has_ssm;
+  static constexpr std::int64_t most_rows = std::int64_t{1} << 31;
   static constexpr std::int64_t loss_chunk = 256;  ///< rows whose logits are held at a time
 
   /// What is kept of a layer from forward to backward.
@@ -249,8 +250,13 @@ class TrainingNetwork {
       if constexpr (requires { a_.attention.query_heads; }) {
         for (int i = 0; i < a_.layers; ++i) {
           if (!a_.plan[i].has_attention()) continue;
-          const AttentionShape shape{a_.attention.query_heads, a_.attention.kv_heads, a_.attention.key_width,
-                                     a_.attention.value_width, a_.plan[i].window, a_.meta_tokens(), 1.0f};
+          const AttentionShape shape{a_.attention.query_heads,
+                                     a_.attention.kv_heads,
+                                     a_.attention.key_width,
+                                     a_.attention.value_width,
+                                     a_.plan[i].window,
+                                     a_.meta_tokens(),
+                                     1.0f};
           want(kernel_for<op::Attention, Arch>::scratch_bytes(shape, max_rows_));
           want(kernel_for<op::AttentionBackward, Arch>::scratch_bytes(shape, max_rows_));
         }
@@ -260,8 +266,9 @@ class TrainingNetwork {
       bool any = false;  // sizes from a config.json without recurrent heads are zero
       for (int i = 0; i < a_.layers; ++i) any = any || a_.plan[i].has_ssm();
       if constexpr (requires { a_.ssm.d_state; }) {
-        if (any) want(kernel_for<op::SelectiveScanBackward, Arch>::scratch_bytes(limits_.tokens + a_.meta_tokens(), max_rows_,
-                                                                        a_.ssm.d_state));
+        if (any)
+          want(kernel_for<op::SelectiveScanBackward, Arch>::scratch_bytes(limits_.tokens + a_.meta_tokens(), max_rows_,
+                                                                          a_.ssm.d_state));
         if (any) want(kernel_for<op::Conv1dBackward, Arch>::scratch_bytes(a_.ssm.conv_taps));
       }
     }
@@ -420,9 +427,7 @@ class TrainingNetwork {
     return a_.plan[i].has_attention() ? view(l.attended, a_.attention_width()) : view(l.recurred, a_.ssm_width());
   }
 
-  void attention(int i, View projected)
-    requires has_attention
-  {
+  void attention(int i, View projected) requires has_attention {
     Layer& l = at(i);
     const Layer& source = at(a_.plan[i].source);
     const int dk = a_.attention.key_width, dv = a_.attention.value_width;
@@ -459,9 +464,7 @@ class TrainingNetwork {
     attention_forward(a_.attention, c, step);
   }
 
-  void list_ssm_sequences()
-    requires has_ssm
-  {
+  void list_ssm_sequences() requires has_ssm {
     const std::int64_t floats = a_.ssm.state_floats();
     std::fill_n(states_, static_cast<std::int64_t>(sequences_) * floats, Real(0));
     for (std::size_t s = 0; s < sequences_; ++s) {
@@ -469,9 +472,7 @@ class TrainingNetwork {
     }
   }
 
-  void ssm(int i, View projected)
-    requires has_ssm
-  {
+  void ssm(int i, View projected) requires has_ssm {
     list_ssm_sequences();
     BasicSsmStep<Real> step;
     step.input = projected;
@@ -560,9 +561,7 @@ class TrainingNetwork {
     run<op::RmsNormBackward>(c, x, c.vector(t.input_norm), c.eps, d_u, d_x, c.gradient(t.input_norm), Store::add);
   }
 
-  void backward_attention(int i, View projected, View d_output, View d_input)
-    requires has_attention
-  {
+  void backward_attention(int i, View projected, View d_output, View d_input) requires has_attention {
     const Layer& source = at(a_.plan[i].source);
     const int dk = a_.attention.key_width, dv = a_.attention.value_width;
     if (source.last_reader == i) {
@@ -599,9 +598,7 @@ class TrainingNetwork {
     attention_backward(a_.attention, c, step);
   }
 
-  void backward_ssm(int i, View projected, View d_output, View d_input)
-    requires has_ssm
-  {
+  void backward_ssm(int i, View projected, View d_output, View d_input) requires has_ssm {
     list_ssm_sequences();
     SsmBackwardStep<Real> step;
     step.input = projected;

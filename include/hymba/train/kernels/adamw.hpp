@@ -20,9 +20,9 @@ HYMBA_NAMESPACE_BEGIN
 struct AdamWUpdate {
   double learning_rate = 0;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
-  double weight_decay = 0;   ///< decoupled; 0 for tensors that do not decay
-  double gradient_scale = 1; ///< of clipping
-  std::int64_t step = 1;     ///< counted from 1
+  double weight_decay = 0;    ///< decoupled; 0 for tensors that do not decay
+  double gradient_scale = 1;  ///< of clipping
+  std::int64_t step = 1;      ///< counted from 1
 };
 
 namespace op {
