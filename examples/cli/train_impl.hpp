@@ -51,7 +51,10 @@ std::optional<hymba::Validation> train_with_impl(const TrainRequest& request, co
   const TensorTable weights = request.weights ? *request.weights : random_tensors(architecture, request.run.seed);
   Trainer<DynamicHymba, Policy> trainer(architecture, weights, options, request.source);
   std::optional<TrainingState> state;
-  if (request.resume) state = resume_training(*request.resume, trainer);
+  if (request.resume) {
+    state = resume_training(*request.resume, trainer);
+    check_training_state(*state, request.run, request.train);
+  }
   start(parameters(architecture), 4 * trainer.parameters().weights().size_bytes(), trainer.network().bytes(),
         trainer.steps());
   return run_training(trainer, request.train, validation, request.run, state, report);

@@ -97,11 +97,42 @@ inline void check_vocabulary(const TokenFile& file, int vocabulary) {
   }
 }
 
+/// What can be wrong with a run before its first step.
+/// @throws ArgumentError, IoError.
+inline void check_run_options(const RunOptions& o, std::int64_t rows) {
+  const auto fail = [](const char* name, std::int64_t value, const char* expected) {
+    throw ArgumentError(detail::message("run: ", name, " is ", value, ", expected ", expected));
+  };
+  if (o.accumulation < 1 || o.accumulation > (std::int64_t{1} << 40) / rows) {
+    fail("the number of batches a step", o.accumulation, "at least 1 and at most 2^40 tokens a step");
+  }
+  if (o.report_every < 1) fail("report_every", o.report_every, "at least 1");
+  if (o.validate_every < 0) fail("validate_every", o.validate_every, "0 (at the end) or more");
+  if (o.validation_tokens < 0) fail("validation_tokens", o.validation_tokens, "0 (all) or more");
+  if (o.checkpoint_every < 0) fail("checkpoint_every", o.checkpoint_every, "0 (at the end) or more");
+  if (o.keep_checkpoints < 1) fail("keep_checkpoints", o.keep_checkpoints, "at least 1");
+  if (o.model_type == DType::f16) throw ArgumentError("run: the model's type is F16, expected F32 or BF16");
+  check_companions(o.companions);
+}
+
+/// @throws ArgumentError when a run is to go on with windows that are not those it was made with.
+inline void check_training_state(const TrainingState& state, const RunOptions& o, const TokenFile& train) {
+  if (state.context != o.context) {
+    throw ArgumentError(detail::message("the checkpoint is of a run with windows of ", state.context,
+                                        " tokens, expected the same, not ", o.context));
+  }
+  if (state.file_tokens != train.size()) {
+    throw ArgumentError(detail::message(train.name(), ": ", train.size(),
+                                        " tokens, but the checkpoint is of a run over a file of ", state.file_tokens));
+  }
+}
+
 /// The limits a trainer needs for a run over these files.
 /// @throws ArgumentError when a size is out of range or a file is too short for one window.
 inline TrainingLimits run_limits(const RunOptions& o, const TokenFile& train, const TokenFile* validation,
                                  bool recompute_layers = false) {
   const WindowSampler windows(train, o.context, o.sequences, 0);  // checks the sizes
+  check_run_options(o, windows.rows());
   TrainingLimits limits{windows.rows(), 0, recompute_layers};
   limits.sequences = std::min(most_sequences(train, o.context, o.sequences, o.split_documents), limits.tokens);
   if (validation != nullptr) {
@@ -131,36 +162,6 @@ Validation validate(Trainer<V, P>& trainer, const TokenFile& file, const RunOpti
 }
 
 namespace detail {
-/// What can be wrong with a run before its first step.
-/// @throws ArgumentError, IoError.
-inline void check_run(const RunOptions& o, std::int64_t rows) {
-  const auto fail = [](const char* name, std::int64_t value, const char* expected) {
-    throw ArgumentError(message("run: ", name, " is ", value, ", expected ", expected));
-  };
-  if (o.accumulation < 1 || o.accumulation > (std::int64_t{1} << 40) / rows) {
-    fail("the number of batches a step", o.accumulation, "at least 1 and at most 2^40 tokens a step");
-  }
-  if (o.report_every < 1) fail("report_every", o.report_every, "at least 1");
-  if (o.validate_every < 0) fail("validate_every", o.validate_every, "0 (at the end) or more");
-  if (o.validation_tokens < 0) fail("validation_tokens", o.validation_tokens, "0 (all) or more");
-  if (o.checkpoint_every < 0) fail("checkpoint_every", o.checkpoint_every, "0 (at the end) or more");
-  if (o.keep_checkpoints < 1) fail("keep_checkpoints", o.keep_checkpoints, "at least 1");
-  if (o.model_type == DType::f16) throw ArgumentError("run: the model's type is F16, expected F32 or BF16");
-  check_companions(o.companions);
-}
-
-/// @throws ArgumentError when a run is to go on with windows that are not those it was made with.
-inline void check_state(const TrainingState& state, const RunOptions& o, const TokenFile& train) {
-  if (state.context != o.context) {
-    throw ArgumentError(message("the checkpoint is of a run with windows of ", state.context,
-                                " tokens, expected the same, not ", o.context));
-  }
-  if (state.file_tokens != train.size()) {
-    throw ArgumentError(message(train.name(), ": ", train.size(),
-                                " tokens, but the checkpoint is of a run over a file of ", state.file_tokens));
-  }
-}
-
 /// OUT/loss.svg, from OUT/log.jsonl.
 inline void write_curve(const RunOptions& o) {
   const std::vector<RunLogRow> rows = read_run_log(o.out);
@@ -189,13 +190,13 @@ std::optional<Validation> run_training(Trainer<V, P>& trainer, const TokenFile& 
   check_vocabulary(train, trainer.architecture().vocabulary);
   if (validation != nullptr) check_vocabulary(*validation, trainer.architecture().vocabulary);
   WindowSampler sampler(train, o.context, o.sequences, o.seed, {o.split_documents});
-  detail::check_run(o, sampler.rows());
+  check_run_options(o, sampler.rows());
   if (train.size() == train.documents() && o.split_documents) {
     throw ArgumentError(detail::message(train.name(), ": every document is one token, expected some to predict"));
   }
   TrainingState state{sampler.state(), o.context, train.size(), 0};
   if (start) {
-    detail::check_state(*start, o, train);
+    check_training_state(*start, o, train);
     sampler.restore(start->sampler);
     state = *start;
   }
