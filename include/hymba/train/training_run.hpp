@@ -35,7 +35,7 @@ HYMBA_NAMESPACE_BEGIN
 
 /// What a run reads, how it cuts it into steps, and what it writes.
 struct RunOptions {
-  std::filesystem::path out;        ///< empty: nothing is written
+  std::filesystem::path out{};      ///< empty: nothing is written
   std::int64_t context = 256;       ///< tokens of a window
   std::int64_t sequences = 8;       ///< windows of a batch, which is what memory is taken for
   std::int64_t accumulation = 1;    ///< batches of a step
@@ -47,10 +47,10 @@ struct RunOptions {
       0;  ///< a validation but the last stops behind the batch that reaches it; 0: reads all
   std::int64_t checkpoint_every = 0;  ///< steps; 0: at the end only
   int keep_checkpoints = 2;
-  DType model_type = DType::f32;      ///< of the finished model's matrices: F32 or BF16
-  std::string title = "Loss";         ///< of the curve
-  std::vector<Companion> companions;  ///< files copied beside every model: a tokeniser
-  std::function<bool()> stop;         ///< asked after every step; true: write a checkpoint and return. Null: never
+  DType model_type = DType::f32;        ///< of the finished model's matrices: F32 or BF16
+  std::string title = "Loss";           ///< of the curve
+  std::vector<Companion> companions{};  ///< files copied beside every model: a tokeniser
+  std::function<bool()> stop{};         ///< asked after every step; true: write a checkpoint and return. Null: never
 };
 
 /// The loss of held-out text: every token but the first of each document is predicted once, in windows of `context`.
