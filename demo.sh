@@ -33,7 +33,7 @@ echo
 echo "==> $model: 5.5 million parameters, trained by this library on the King James Bible and Shakespeare"
 run build/bin/hymba generate --model "$model" --prompt "$prompt" --max-new-tokens 120 --temperature 0.7 --seed 1
 echo
-echo "==> the same model beside a plain transformer of as many parameters (random weights, same engine, 16-bit caches)"
+echo "==> the same model beside a plain transformer of as many parameters (random weights, same engine, one thread, 16-bit caches)"
 run build/bin/examples/beside_a_transformer "$model" 4096
 echo
 echo "==> done. The same with a checkpoint of yours:"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a model's windows, shared caches and recurrent heads save: its cache and its speed beside a plain transformer of
-// the same width and number of parameters, run by the same engine.
+// the same width and number of parameters, run by the same engine on one thread.
 #include <hymba/hymba.hpp>
 #include <hymba/model/random_weights.hpp>
 
@@ -60,6 +60,10 @@ double decode_seconds(AnyModel::session_type& session, int rounds) {
 int main(int argc, char** argv) try {
   const std::string folder = argc > 1 ? argv[1] : "examples/models/jacobean-5m";
   const std::int64_t deepest = argc > 2 ? std::stol(argv[2]) : 512;
+  if (deepest < 256) {
+    std::fprintf(stderr, "the depth is %lld, expected at least 256\n", static_cast<long long>(deepest));
+    return 2;
+  }
   const auto model = AnyModel::open(folder);
   const auto architecture = architecture_from<DynamicHymba>(plain_transformer(model.architecture().describe()));
   const AnyModel transformer(architecture, random_tensors(architecture, 1, DType::bf16));
@@ -69,7 +73,8 @@ int main(int argc, char** argv) try {
   bool smaller = true;
   for (std::int64_t depth = 256; depth <= deepest; depth *= 4) {
     const std::vector<Token> text(static_cast<std::size_t>(depth), 3);
-    auto a = model.session({.max_context = depth + 64}), b = transformer.session({.max_context = depth + 64});
+    auto a = model.session({.max_context = depth + 64, .threads = 1}),
+         b = transformer.session({.max_context = depth + 64, .threads = 1});
     a.prefill(text);
     b.prefill(text);
     // Turn and turn about, so that what else the machine does meets both.

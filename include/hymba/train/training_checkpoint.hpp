@@ -17,6 +17,7 @@
 #include <hymba/core/tensor_check.hpp>
 #include <hymba/io/atomic_file.hpp>
 #include <hymba/io/checkpoint.hpp>
+#include <hymba/io/open.hpp>
 #include <hymba/io/safetensors.hpp>
 #include <hymba/train/trainer.hpp>
 #include <hymba/train/windows.hpp>
