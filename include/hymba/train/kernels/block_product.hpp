@@ -102,6 +102,10 @@ void block_product(std::int64_t m, std::int64_t n, std::int64_t k, const float* 
                    std::int64_t a_col_stride, const float* b, std::int64_t ldb, float* c, std::int64_t ldc, bool add) {
   using Size = OuterProduct<A>;
   constexpr std::int64_t L = Size::lanes;
+  if (k == 0) {  // a and b may be null, and no address is formed from them
+    for (std::int64_t r = 0; !add && r < m; ++r) std::fill_n(c + r * ldc, n, 0.0f);
+    return;
+  }
   // Rows in equal parts: a last part of one or two rows could not cover the latency of the multiply-adds.
   const std::int64_t parts = (m + Size::rows - 1) / Size::rows;
   for (std::int64_t part = 0; part < parts; ++part) {
