@@ -26,6 +26,15 @@ class RopeTable {
     frequencies_ = frequencies(kind == RopeKind::ntk ? scaled_base(max_positions) : base);
   }
 
+  /// The table of attention heads; one that is not active for heads without a rotary embedding.
+  template <class Heads>
+  explicit RopeTable(const Heads& heads) {
+    if constexpr (requires { heads.rope.kind; }) {
+      const auto& rope = heads.rope;
+      *this = RopeTable(rope.kind, rope.base, heads.key_width, rope.max_positions, rope.original_positions);
+    }
+  }
+
   bool active() const { return kind_ != RopeKind::none; }
   int half() const { return width_ / 2; }
 

@@ -15,6 +15,7 @@
 #include <hymba/heads/mamba_heads.hpp>
 #include <hymba/heads/mlp.hpp>
 #include <hymba/heads/rope_table.hpp>
+#include <hymba/model/declared_tensors.hpp>
 #include <hymba/state/session_state.hpp>
 #include <hymba/variant/architecture.hpp>
 #include <hymba/variant/tensors.hpp>
@@ -26,7 +27,6 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -110,20 +110,15 @@ class ModelData {
   /// @throws TensorError on a missing, unexpected or misshaped tensor; @throws ConfigError when the architecture breaks
   /// a rule.
   ModelData(const Architecture<V>& a, TensorTable table, const std::string& source) : arch_(a), owner_(table.owner) {
-    check_rules();
-    declare();
-    std::vector<ExpectedTensor> expected;
-    for (const BoundTensor& t : tensors_) {
-      expected.push_back({t.name, {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank}});
-    }
-    check_tensors(expected, table, source);
+    const DeclaredTensors declared = declared_tensors(arch_, table, source);
+    for (const DeclaredTensor& t : declared.all) tensors_.push_back({t.name, t.spec, {}});
+    final_norm_ = declared.final_norm;
+    output_ = declared.output;
+    first_layer_tensor_ = declared.first_of_layers;
     store(table);
     bind();
     plan_staging();
-    if constexpr (requires { a.attention.rope.kind; }) {
-      const auto& rope = a.attention.rope;
-      rope_ = RopeTable(rope.kind, rope.base, a.attention.key_width, rope.max_positions, rope.original_positions);
-    }
+    rope_ = RopeTable(a.attention);
   }
   ModelData(const ModelData&) = delete;
   ModelData& operator=(const ModelData&) = delete;
@@ -132,7 +127,7 @@ class ModelData {
   const std::vector<BoundTensor>& tensors() const { return tensors_; }
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
   WeightMatrix<P::weights> embedding() const { return matrix(tensors_[0]); }
-  WeightMatrix<P::weights> output() const { return matrix(arch_.tied_embeddings ? tensors_[0] : tensors_[output_]); }
+  WeightMatrix<P::weights> output() const { return matrix(tensors_[output_]); }
   /// [M, D], or null without meta tokens.
   const float* meta_tokens() const { return arch_.meta_tokens() > 0 ? vector(tensors_[1]) : nullptr; }
   const float* final_norm() const { return vector(tensors_[final_norm_]); }
@@ -159,34 +154,6 @@ class ModelData {
   static const float* vector(const BoundTensor& t) { return reinterpret_cast<const float*>(t.parameter.data); }
   static WeightMatrix<P::weights> matrix(const BoundTensor& t) {
     return {t.parameter.data, t.parameter.rows, t.parameter.cols};
-  }
-
-  void check_rules() const {
-    const Broken b = arch_.first_broken_rule();
-    if (b.rule == Rule::none) return;
-    throw ConfigError("the architecture is not valid: " + broken_text(b));
-  }
-
-  void declare() {
-    for_each_model_tensor(arch_, [&](const TensorSpec& t) {
-      if (std::string_view(t.name) == "model.final_layernorm.weight") final_norm_ = tensors_.size();
-      if (std::string_view(t.name) == "lm_head.weight") output_ = tensors_.size();
-      tensors_.push_back({t.name, t, {}});
-    });
-    first_layer_tensor_ = tensors_.size();
-    for (int i = 0; i < arch_.layers; ++i) {
-      for_each_layer_tensor(arch_, i, [&](Part, const TensorSpec& t) {
-        tensors_.push_back({"model.layers." + std::to_string(i) + '.' + t.name, t, {}});
-      });
-    }
-    // The library's own parts declare what the rules have checked; a part of one's own may declare anything.
-    std::set<std::string_view> names;
-    for (const BoundTensor& t : tensors_) {
-      if (std::any_of(t.spec.dims.begin(), t.spec.dims.end(), [](std::int64_t n) { return n < 1; })) {
-        throw ConfigError("tensor " + t.name + " is declared with a size below 1");
-      }
-      if (!names.insert(t.name).second) throw ConfigError("tensor " + t.name + " is declared twice");
-    }
   }
 
   /// Bytes of one tensor in the form the model keeps it.
@@ -292,11 +259,7 @@ class ModelData {
   void plan_staging() {
     const int n = arch_.layers;
     slots_.assign(static_cast<std::size_t>(n), -1);
-    last_reader_.resize(static_cast<std::size_t>(n));
-    for (int i = 0; i < n; ++i) last_reader_[static_cast<std::size_t>(i)] = i;
-    for (int i = 0; i < n; ++i) {
-      if (arch_.plan[i].has_attention()) last_reader_[static_cast<std::size_t>(arch_.plan[i].source)] = i;
-    }
+    for (int i = 0; i < n; ++i) last_reader_.push_back(arch_.plan.last_reader(i));
     std::vector<int> busy_until;
     for (int i = 0; i < n; ++i) {
       const LayerPlan& row = arch_.plan[i];

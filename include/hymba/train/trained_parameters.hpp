@@ -5,11 +5,10 @@
 #pragma once
 
 #include <hymba/core/aligned_buffer.hpp>
-#include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
-#include <hymba/core/tensor_check.hpp>
 #include <hymba/core/tensor_table.hpp>
 #include <hymba/heads/context.hpp>
+#include <hymba/model/declared_tensors.hpp>
 #include <hymba/model/model_data.hpp>
 #include <hymba/variant/architecture.hpp>
 #include <hymba/variant/tensors.hpp>
@@ -22,16 +21,13 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
 
-/// One tensor: its full name, its declaration and where its numbers start in the blocks of weights and gradients.
-struct TrainedTensor {
-  std::string name;
-  TensorSpec spec;
+/// One tensor, and where its numbers start in the blocks of weights and gradients.
+struct TrainedTensor : DeclaredTensor {
   std::int64_t offset = 0;
 
   std::int64_t count() const { return spec.elements(); }
@@ -46,15 +42,15 @@ class TrainedParameters {
   /// @param table initial weights, in any scalar type: of a checkpoint, or random_tensors. `source` names it in errors.
   /// @throws ConfigError when the architecture breaks a rule; TensorError on a missing, unexpected or misshaped tensor.
   TrainedParameters(const Architecture<V>& a, const TensorTable& table, const std::string& source) : arch_(a) {
-    if (const Broken b = a.first_broken_rule(); b.rule != Rule::none) {
-      throw ConfigError("the architecture is not valid: " + broken_text(b));
+    const DeclaredTensors declared = declared_tensors(a, table, source);
+    for (const DeclaredTensor& t : declared.all) {
+      tensors_.push_back({t, size_});
+      size_ += static_cast<std::int64_t>(aligned_size(static_cast<std::size_t>(t.spec.elements()) * sizeof(Real)) /
+                                         sizeof(Real));
     }
-    declare();
-    std::vector<ExpectedTensor> expected;
-    for (const TrainedTensor& t : tensors_) {
-      expected.push_back({t.name, {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank}});
-    }
-    check_tensors(expected, table, source);
+    final_norm_ = declared.final_norm;
+    output_ = declared.output;
+    first_layer_tensor_ = declared.first_of_layers;
     weights_ = AlignedBuffer(static_cast<std::size_t>(size_) * sizeof(Real));
     gradients_ = AlignedBuffer(static_cast<std::size_t>(size_) * sizeof(Real));
     std::vector<float> row;
@@ -82,7 +78,7 @@ class TrainedParameters {
   Real* const* gradients_of(int layer, Part part) const { return bound(layer, part).gradients.data(); }
 
   const TrainedTensor& embedding() const { return tensors_[0]; }
-  const TrainedTensor& output() const { return arch_.tied_embeddings ? tensors_[0] : tensors_[output_]; }
+  const TrainedTensor& output() const { return tensors_[output_]; }
   const TrainedTensor& meta_tokens() const { return tensors_[1]; }  ///< @pre the variant has meta tokens
   const TrainedTensor& final_norm() const { return tensors_[final_norm_]; }
 
@@ -93,7 +89,7 @@ class TrainedParameters {
     TensorTable out;
     for (const TrainedTensor& t : tensors_) {
       out.tensors[t.name] = {DType::f32,
-                             {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank},
+                             t.shape(),
                              {copy->data() + t.offset * static_cast<std::int64_t>(sizeof(Real)),
                               static_cast<std::size_t>(t.count()) * sizeof(Real)}};
     }
@@ -110,23 +106,6 @@ class TrainedParameters {
     return bound_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(part)];
   }
 
-  void declare() {
-    const auto add = [&](std::string name, const TensorSpec& spec) {
-      tensors_.push_back({std::move(name), spec, size_});
-      size_ += static_cast<std::int64_t>(aligned_size(static_cast<std::size_t>(spec.elements()) * sizeof(Real)) /
-                                         sizeof(Real));
-    };
-    for_each_model_tensor(arch_, [&](const TensorSpec& t) {
-      if (std::string_view(t.name) == "model.final_layernorm.weight") final_norm_ = tensors_.size();
-      if (std::string_view(t.name) == "lm_head.weight") output_ = tensors_.size();
-      add(t.name, t);
-    });
-    first_layer_tensor_ = tensors_.size();
-    for (int i = 0; i < arch_.layers; ++i) {
-      for_each_layer_tensor(
-          arch_, i, [&](Part, const TensorSpec& t) { add("model.layers." + std::to_string(i) + '.' + t.name, t); });
-    }
-  }
   void bind() {
     bound_.resize(static_cast<std::size_t>(arch_.layers));
     std::size_t next = first_layer_tensor_;

@@ -102,9 +102,7 @@ std::vector<TensorToWrite> tensors_to_write(Trainer<V, P>& trainer, std::span<co
   std::vector<TensorToWrite> out;
   for (const TrainedTensor& t : trainer.parameters().tensors()) {
     out.push_back(
-        {prefix + t.name,
-         DType::f32,
-         {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank},
+        {prefix + t.name, DType::f32, t.shape(),
          std::as_bytes(block.subspan(static_cast<std::size_t>(t.offset), static_cast<std::size_t>(t.count())))});
   }
   return out;
@@ -265,7 +263,7 @@ TrainingState resume_training(const std::filesystem::path& folder, Trainer<V, P>
   std::vector<ExpectedTensor> expected;
   for (const TrainedTensor& t : trainer.parameters().tensors()) {
     for (const char* prefix : {"first_moment.", "second_moment."}) {
-      expected.push_back({prefix + t.name, {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank}});
+      expected.push_back({prefix + t.name, t.shape()});
     }
   }
   check_tensors(expected, table, name);

@@ -79,15 +79,8 @@ class TrainingNetwork {
     if (max_rows_ > most_rows) {
       throw ArgumentError(detail::message("a batch of ", max_rows_, " rows, expected at most 2^31"));
     }
-    if constexpr (requires { a_.attention.rope.kind; }) {
-      const auto& rope = a_.attention.rope;
-      rope_ = RopeTable(rope.kind, rope.base, a_.attention.key_width, rope.max_positions, rope.original_positions);
-    }
+    rope_ = RopeTable(a_.attention);
     layers_.resize(static_cast<std::size_t>(a_.layers));
-    for (int i = 0; i < a_.layers; ++i) layers_[static_cast<std::size_t>(i)].last_reader = i;
-    for (int i = 0; i < a_.layers; ++i) {
-      if (a_.plan[i].has_attention()) layers_[static_cast<std::size_t>(a_.plan[i].source)].last_reader = i;
-    }
     Arena measure;
     carve(measure);
     block_ = AlignedBuffer(measure.used());
@@ -142,7 +135,6 @@ class TrainingNetwork {
     E* values = nullptr;        ///< [G, R, dv]
     Real* d_keys = nullptr;
     Real* d_values = nullptr;
-    int last_reader = 0;
     std::array<Real*, part_count> derived{};
   };
 
@@ -371,7 +363,7 @@ class TrainingNetwork {
     Layer& l = at(i);
     const Ctx c = context(i, Part::layer);
     const View x = view(l.x, a_.width), u = view(u_, a_.width), mid = view(middle(i), a_.width);
-    const Tensors t = tensors(c);
+    const Tensors t = tensors();
     run<op::RmsNorm>(c, x, c.vector(t.input_norm), c.eps, u);
     const View projected = view(l.projected, a_.input_rows(i));
     run<op::Gemm>(c, u, c.matrix(t.in_proj), bias(c, t.in_bias), projected, Store::assign);
@@ -398,7 +390,7 @@ class TrainingNetwork {
   struct Tensors {
     int input_norm = 0, in_proj = 0, in_bias = -1, out_proj = 0, out_bias = -1, mlp_norm = 0;
   };
-  Tensors tensors(const Ctx&) const {
+  Tensors tensors() const {
     Tensors t;
     int k = 0;
     t.input_norm = k++;
@@ -517,7 +509,7 @@ class TrainingNetwork {
     const LayerPlan& plan = a_.plan[i];
     Layer& l = at(i);
     const Ctx c = context(i, Part::layer);
-    const Tensors t = tensors(c);
+    const Tensors t = tensors();
     const View u = view(u_, a_.width), d_x = view(d_x_, a_.width), d_u = view(d_u_, a_.width);
     if (a_.has_mlp()) {
       const View mid = view(l.middle, a_.width);
@@ -564,7 +556,7 @@ class TrainingNetwork {
   void backward_attention(int i, View projected, View d_output, View d_input) requires has_attention {
     const Layer& source = at(a_.plan[i].source);
     const int dk = a_.attention.key_width, dv = a_.attention.value_width;
-    if (source.last_reader == i) {
+    if (a_.plan.last_reader(a_.plan[i].source) == i) {
       std::fill_n(source.d_keys, max_rows_ * a_.attention.keys_width(), Real(0));
       std::fill_n(source.d_values, max_rows_ * a_.attention.values_width(), Real(0));
     }

@@ -42,6 +42,14 @@ struct Plan {
   constexpr LayerPlan& operator[](int layer) { return rows[index(layer)]; }
   /// True when the layer computes and stores its own keys and values.
   constexpr bool produces(int layer) const { return (*this)[layer].source == layer; }
+  /// The last layer that reads the cache of `layer`; itself when none does.
+  constexpr int last_reader(int layer) const {
+    int last = layer;
+    for (int i = layer + 1; i < layers; ++i) {
+      if ((*this)[i].has_attention() && (*this)[i].source == layer) last = i;
+    }
+    return last;
+  }
   friend constexpr bool operator==(const Plan& a, const Plan& b) {
     if (a.layers != b.layers) return false;
     for (int i = 0; i < a.layers; ++i) {
