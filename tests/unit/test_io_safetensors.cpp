@@ -18,35 +18,13 @@
 #include <string_view>
 #include <vector>
 
+#include "temp_folder.hpp"
+
 using namespace hymba;
+using test::file_text, test::Folder, test::write_text;
 namespace fs = std::filesystem;
 
 namespace {
-/// A folder of this test's own that goes when it goes.
-struct Folder {
-  fs::path path;
-  Folder() {
-    static int serial = 0;
-    path = fs::temp_directory_path() /
-           ("hymba_io_" + std::to_string(std::random_device{}()) + "_" + std::to_string(serial++));
-    fs::create_directories(path);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  std::size_t files() const {
-    return static_cast<std::size_t>(std::distance(fs::directory_iterator(path), fs::directory_iterator()));
-  }
-};
-
-std::string file_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-void write_text(const fs::path& path, std::string_view text) {
-  std::ofstream(path, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size()));
-}
 std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }

@@ -10,10 +10,12 @@
 #include <unistd.h>
 #include <utility>
 
+#include "temp_folder.hpp"
 #include "train_support.hpp"
 
 using namespace hymba;
 using namespace train_test;
+using test::file_text, test::Folder;
 namespace fs = std::filesystem;
 
 namespace {
@@ -24,13 +26,6 @@ struct Small {
   using meta = MetaTokens<2>;
   using spans = GlobalAt<0>::otherwise<Window<6>>;
   static constexpr int width = 16, layers = 2, vocabulary = 40;
-};
-
-/// A folder of the test's own, removed at the end.
-struct Folder {
-  fs::path path = fs::temp_directory_path() / ("hymba_training_" + std::to_string(::getpid()));
-  Folder() { fs::create_directories(path); }
-  ~Folder() { fs::remove_all(path); }
 };
 
 /// A text with a rule: the next token is a function of the last one, seven times in eight.
@@ -56,11 +51,6 @@ TrainerOptions trainer_options(const RunOptions& run, const TokenFile& train, co
   o.schedule = {.peak = 5e-3, .floor = 1e-5, .warmup = 0.1, .steps = steps};
   o.threads = 1;
   return o;
-}
-
-std::string bytes_of(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 template <class F>
@@ -126,8 +116,8 @@ TEST_CASE("a run interrupted anywhere and resumed ends with the bits of one that
     CHECK(again.steps() <= stop + 2);  // the report that stops the run may be that of a checkpoint
     const auto resumed = run_training(again, train, &held_out, run, state, ignore);
     CHECK(resumed->loss == whole->loss);
-    CHECK(bytes_of(run.out / "model" / "model.safetensors") ==
-          bytes_of(folder.path / "whole" / "model" / "model.safetensors"));
+    CHECK(file_text(run.out / "model" / "model.safetensors") ==
+          file_text(folder.path / "whole" / "model" / "model.safetensors"));
     // Seconds differ; steps and losses do not.
     const auto a = read_run_log(run.out), b = read_run_log(folder.path / "whole");
     REQUIRE(a.size() == b.size());
@@ -144,7 +134,7 @@ TEST_CASE("a run interrupted anywhere and resumed ends with the bits of one that
   CHECK(kept == 2);
   const auto model = Model<Small, Cpu<Weights::f32>>::open(folder.path / "whole" / "model");
   CHECK(model.parameters() == parameters(architecture<Small>));
-  CHECK(bytes_of(folder.path / "whole" / "loss.svg").find("</svg>") != std::string::npos);
+  CHECK(file_text(folder.path / "whole" / "loss.svg").find("</svg>") != std::string::npos);
 }
 
 TEST_CASE("a run that diverges keeps the last good checkpoint") {
@@ -191,7 +181,7 @@ TEST_CASE("files that do not fit are refused with the value and what was expecte
   // An optimiser file that is cut, foreign or missing.
   run_training(trainer, fitting, nullptr, run, {}, ignore);
   const fs::path newest = *latest_checkpoint(run.out);
-  const std::string whole = bytes_of(newest / "optimizer.safetensors");
+  const std::string whole = file_text(newest / "optimizer.safetensors");
   const auto rewrite = [&](const std::string& content) {
     std::ofstream(newest / "optimizer.safetensors", std::ios::binary | std::ios::trunc) << content;
   };

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "error_text.hpp"
+#include "temp_folder.hpp"
 
 using namespace hymba;
 using text_test::contains;
@@ -27,26 +28,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// A folder of this test's own that goes when it goes.
-struct Folder {
-  fs::path path;
-  Folder() {
-    static int serial = 0;
-    path = fs::temp_directory_path() /
-           ("hymba_log_" + std::to_string(std::random_device{}()) + "_" + std::to_string(serial++));
-    fs::create_directories(path);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  std::string text(const char* name) const {
-    std::ifstream in(path / name, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
-  void write(const char* name, std::string_view text) const {
-    std::ofstream(path / name, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size()));
-  }
+struct Folder : test::Folder {
+  std::string text(const char* name) const { return test::file_text(path / name); }
+  void write(const char* name, std::string_view text) const { test::write_text(path / name, text); }
 };
 
 bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
