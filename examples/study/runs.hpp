@@ -53,9 +53,9 @@ inline hymba::Architecture<hymba::DynamicHymba> architecture(const Variant& v, c
   return hymba::architecture_from<hymba::DynamicHymba>(describe(v, size), v.name);
 }
 
-/// A trainer that starts, where the output has weights of its own, from an embedding of unit variance. random_tensors
-/// makes a smaller one, for the sake of logits that share its weights; with the larger one a token stays recognisable
-/// beside what the layers add: recall is learned several times sooner.
+/// A trainer that starts, where the output has weights of its own, from embeddings of unit variance, those of the meta
+/// tokens too. random_tensors makes smaller ones, for the sake of logits that share them; with the larger ones a token
+/// stays recognisable beside what the layers add: recall is learned several times sooner.
 template <class Arch>
 class Learner : public hymba::Trainer<hymba::DynamicHymba, Training<Arch>> {
  public:
@@ -69,9 +69,13 @@ class Learner : public hymba::Trainer<hymba::DynamicHymba, Training<Arch>> {
           std::uint64_t seed)
       : Base(a, hymba::random_tensors(a, seed), o, name) {
     if (a.tied_embeddings) return;
-    const hymba::TrainedTensor& embedding = this->parameters().embedding();
+    enlarge(this->parameters().embedding());
+    if (a.meta_tokens() > 0) enlarge(this->parameters().meta_tokens());
+  }
+
+  void enlarge(const hymba::TrainedTensor& embedding) {
     float* weights = this->parameters().weight(embedding);
-    for (std::int64_t i = 0; i < embedding.count(); ++i) weights[i] *= std::sqrt(static_cast<float>(a.width));
+    for (std::int64_t i = 0; i < embedding.count(); ++i) weights[i] *= std::sqrt(static_cast<float>(embedding.cols()));
   }
 
   static hymba::TrainerOptions options(const TrainingSettings& s, const hymba::TrainingLimits& limits) {
