@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <span>
 #include <string>
@@ -27,12 +26,8 @@ namespace {
 
 using namespace hymba;
 
-int thread_count() {
-  const char* text = std::getenv("HYMBA_BENCH_THREADS");
-  return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-}
 double peak() {
-  static const double measured = hymba_bench::multiply_add_peak(thread_count()) * 1e9;
+  static const double measured = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
   return measured;
 }
 
@@ -107,7 +102,7 @@ void forward(benchmark::State& state, const Case& c) {
                             c.rows};
     sequences.push_back(sequence);
   }
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t bytes = Kernel::scratch_bytes(s, c.rows);
   AlignedBuffer memory(bytes * static_cast<std::size_t>(exec.threads()));
   measure(state, c.seen() * 2 * (s.key_width + s.value_width), [&] {
@@ -127,7 +122,7 @@ void backward(benchmark::State& state, const Case& c) {
     sequences.push_back({i * c.rows, c.rows, d.keys.data() + k, d.values.data() + v, d.d_keys.data() + k,
                          d.d_values.data() + v, c.rows * s.key_width, c.rows * s.value_width});
   }
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t bytes = Kernel::scratch_bytes(s, c.rows);
   AlignedBuffer memory(bytes * static_cast<std::size_t>(exec.threads()));
   measure(state, c.seen() * 2 * (3 * s.key_width + 2 * s.value_width), [&] {
@@ -157,7 +152,7 @@ int main(int argc, char** argv) {
   add("H8_G2_64_128/4x1024/global", {{8, 2, 64, 128, 0, 0, 0.125f}, 4, 1024});
   add("H8_G2_64_128/16x256/global", {{8, 2, 64, 128, 0, 0, 0.125f}, 16, 256});
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr, "limit with %d threads: multiply-add %.1f GFLOP/s\n", thread_count(), peak() * 1e-9);
+  std::fprintf(stderr, "limit with %d threads: multiply-add %.1f GFLOP/s\n", hymba_bench::threads(), peak() * 1e-9);
   benchmark::Shutdown();
   return 0;
 }

@@ -18,7 +18,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
@@ -41,11 +40,6 @@ constexpr Shape shapes[] = {{"in_proj", 1600, 25 * 64 + 5 * 64 + 5 * 128 + 2 * 3
 constexpr std::int64_t rows_max = 512;
 constexpr std::size_t pool_bytes = std::size_t{1} << 30;  // larger than any cache share; T = 1 walks through all of it
 
-int thread_count() {
-  const char* text = std::getenv("HYMBA_BENCH_THREADS");
-  return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-}
-
 struct Limits {
   double read = 0.0, peak = 0.0;
 };
@@ -54,8 +48,8 @@ const Limits& limits() {
   static Limits best;
   static hymba_bench::Clock::time_point last{};
   if (best.read == 0.0 || hymba_bench::seconds_since(last) > 20.0) {
-    best.read = std::max(best.read, hymba_bench::read_bandwidth(thread_count(), pool_bytes / 2, 1) * 1e9);
-    best.peak = std::max(best.peak, hymba_bench::multiply_add_peak(thread_count(), 5) * 1e9);
+    best.read = std::max(best.read, hymba_bench::read_bandwidth(hymba_bench::threads(), pool_bytes / 2, 1) * 1e9);
+    best.peak = std::max(best.peak, hymba_bench::multiply_add_peak(hymba_bench::threads(), 5) * 1e9);
     last = hymba_bench::Clock::now();
   }
   return best;
@@ -119,7 +113,7 @@ void ours(benchmark::State& state, const Shape& shape, std::int64_t rows) {
   const std::size_t one = static_cast<std::size_t>(shape.in * shape.out) * sizeof(Element);
   const std::size_t copies = pool_bytes / one;
   const std::byte* weights = pool<Element>().data();
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t per_thread = Kernel::scratch_bytes(rows, shape.in, shape.out);
   AlignedBuffer scratch(per_thread * static_cast<std::size_t>(exec.threads()));
   const std::vector<float> x = activations(rows * shape.in);
@@ -141,7 +135,7 @@ void ours(benchmark::State& state, const Shape& shape, std::int64_t rows) {
 void eigen(benchmark::State& state, const Shape& shape, std::int64_t rows) {
   using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   limits();
-  Eigen::setNbThreads(thread_count());
+  Eigen::setNbThreads(hymba_bench::threads());
   const std::size_t one = static_cast<std::size_t>(shape.in * shape.out);
   const std::size_t copies = pool_bytes / sizeof(float) / one;
   const auto* weights = reinterpret_cast<const float*>(pool<float>().data());
@@ -184,7 +178,7 @@ int main(int argc, char** argv) {
     }
   }
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", thread_count(),
+  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", hymba_bench::threads(),
                limits().read * 1e-9, limits().peak * 1e-9);
   benchmark::Shutdown();
   return 0;

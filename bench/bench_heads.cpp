@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The operations between the projections on the shapes of Hymba-1.5B: attention (prefill in chunks of 512 and decode,
-// global and window layers, caches in f32, f16 and bf16), selective scan beside its plain loop, convolution, norms,
-// rotary embedding, SwiGLU.
+// The operations between the projections on the shapes of Hymba-1.5B: attention (prefill in chunks of 512 and 2048, and
+// decode; global and window layers; caches in f32, f16 and bf16, the last also on AMX tiles), selective scan beside its
+// plain loop, convolution, norms, rotary embedding, SwiGLU.
 //
 // Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth
 // that this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
 // Environment: HYMBA_BENCH_THREADS (default: all).
 #include <hymba/core/aligned_buffer.hpp>
+#include <hymba/exec/amx.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/kernels/activations.hpp>
+#include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/conv1d.hpp>
 #include <hymba/kernels/fuse_norms.hpp>
@@ -23,7 +25,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <span>
 #include <string>
@@ -38,14 +39,9 @@ using namespace hymba;
 constexpr int H = 25, G = 5, dk = 64, dv = 128, E = 3200, N = 16, K = 4, F = 5504, D = 1600;
 constexpr std::int64_t meta = 128, window = 1024;
 
-int thread_count() {
-  const char* text = std::getenv("HYMBA_BENCH_THREADS");
-  return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-}
-
 struct Limits {
-  double read = hymba_bench::read_bandwidth(thread_count()) * 1e9;
-  double peak = hymba_bench::multiply_add_peak(thread_count()) * 1e9;
+  double read = hymba_bench::read_bandwidth(hymba_bench::threads()) * 1e9;
+  double peak = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
 };
 const Limits& limits() {
   static const Limits measured;
@@ -111,9 +107,9 @@ struct Caches {
 };
 
 /// `rows` tokens behind `past` others; a window layer's cache holds what is visible only.
-template <class Element>
+template <class Arch, class Element>
 void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bool windowed) {
-  using Kernel = kernel_for<op::Attention, arch::best>;
+  using Kernel = kernel_for<op::Attention, Arch>;
   const AttentionShape shape{H, G, dk, dv, windowed ? window : 0, meta, 0.125f};
   const std::int64_t end = past + rows;
   const std::int64_t low = windowed ? std::max(meta, past - window) : 0;
@@ -121,7 +117,7 @@ void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bo
   const Caches<Element> caches(held);
   const auto q = random_floats(rows * H * dk);
   std::vector<float> out(static_cast<std::size_t>(rows * H * dv));
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t per_thread = Kernel::scratch_bytes(shape, rows);
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
   double seen = 0;
@@ -139,7 +135,7 @@ void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bo
     if (pinned > 0) s.segments[s.segment_count++] = caches.segment(copy, 0, 0, pinned);
     s.segments[s.segment_count++] = caches.segment(copy, pinned, low, end - low);
     meter.start();
-    Kernel::run<Element>(
+    Kernel::template run<Element>(
         exec, Scratch{memory.data(), per_thread}, shape, MatrixView<const float>(q.data(), rows, H * dk),
         std::span<const AttentionSequence<Element>>(&s, 1), MatrixView<float>(out.data(), rows, H * dv));
     meter.stop();
@@ -183,7 +179,7 @@ struct ScanData {
 template <class Arch>
 void scan(benchmark::State& state, std::int64_t rows) {
   ScanData data(rows);
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const ScanSequence s{0, rows, data.state.data()};
   Meter meter(state);
   for (auto _ : state) {
@@ -202,7 +198,7 @@ void convolution(benchmark::State& state, std::int64_t rows) {
   const auto weight = random_floats(K * E), bias = random_floats(E);
   auto tail = random_floats((K - 1) * E);
   std::vector<float> y(static_cast<std::size_t>(rows * E));
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const ConvSequence s{0, rows, tail.data()};
   Meter meter(state);
   for (auto _ : state) {
@@ -219,7 +215,7 @@ void convolution(benchmark::State& state, std::int64_t rows) {
 /// The operations that pass over rows once; `bytes` read and written per row.
 template <class Run>
 void rows_of(benchmark::State& state, double bytes, std::int64_t rows, Run run) {
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   Meter meter(state);
   for (auto _ : state) {
     meter.start();
@@ -271,16 +267,18 @@ void add(const std::string& name, Args... args) {
   benchmark::RegisterBenchmark(name.c_str(), args...)->UseRealTime()->Unit(benchmark::kMicrosecond)->MinTime(0.3);
 }
 
-template <class Element>
+template <class Arch, class Element>
 void add_attention(const std::string& name) {
   for (const std::int64_t past : {1024, 8192, 32768}) {
-    add("decode_global/" + name + "/" + std::to_string(past), attention<Element>, past, std::int64_t{1}, false);
+    add("decode_global/" + name + "/" + std::to_string(past), attention<Arch, Element>, past, std::int64_t{1}, false);
   }
-  add("decode_window/" + name + "/8192", attention<Element>, std::int64_t{8192}, std::int64_t{1}, true);
-  for (const std::int64_t past : {0, 8192}) {
-    const std::string at = name + "/" + std::to_string(past);
-    add("prefill512_global/" + at, attention<Element>, past, std::int64_t{512}, false);
-    add("prefill512_window/" + at, attention<Element>, past, std::int64_t{512}, true);
+  add("decode_window/" + name + "/8192", attention<Arch, Element>, std::int64_t{8192}, std::int64_t{1}, true);
+  for (const std::int64_t rows : {512, 2048}) {
+    for (const std::int64_t past : {0, 8192}) {
+      const std::string start = "prefill" + std::to_string(rows), at = "/" + name + "/" + std::to_string(past);
+      add(start + "_global" + at, attention<Arch, Element>, past, rows, false);
+      add(start + "_window" + at, attention<Arch, Element>, past, rows, true);
+    }
   }
 }
 
@@ -289,9 +287,16 @@ void add_attention(const std::string& name) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  add_attention<float>("f32");
-  add_attention<f16>("f16");
-  add_attention<bf16>("bf16");
+  add_attention<arch::best, float>("f32");
+  add_attention<arch::best, f16>("f16");
+  add_attention<arch::best, bf16>("bf16");
+#if defined(HYMBA_AMX)
+  if (amx_available()) {
+    add_attention<arch::amx<arch::best>, bf16>("bf16_amx");
+  } else {
+    std::fprintf(stderr, "no AMX on this machine: attention on tiles is left out\n");
+  }
+#endif
   for (const std::int64_t rows : {1, 512}) {
     const std::string tail = "/T" + std::to_string(rows);
     add("scan" + tail, scan<arch::best>, rows);
@@ -304,7 +309,7 @@ int main(int argc, char** argv) {
     add("swiglu" + tail, swiglu, rows);
   }
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", thread_count(),
+  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", hymba_bench::threads(),
                limits().read * 1e-9, limits().peak * 1e-9);
   benchmark::Shutdown();
   return 0;

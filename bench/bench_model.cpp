@@ -18,7 +18,6 @@
 #include <Eigen/Core>
 #include <benchmark/benchmark.h>
 
-#include <cstdlib>
 #include <map>
 #include <utility>
 #include <vector>
@@ -27,19 +26,12 @@ namespace {
 
 using namespace hymba;
 
-int threads() {
-  static const int n = [] {
-    const char* text = std::getenv("HYMBA_BENCH_THREADS");
-    return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-  }();
-  return n;
-}
 double bandwidth() {
-  static const double gb = hymba_bench::read_bandwidth(threads());
+  static const double gb = hymba_bench::read_bandwidth(hymba_bench::threads());
   return gb * 1e9;
 }
 double fma_peak() {
-  static const double gflop = hymba_bench::multiply_add_peak(threads());
+  static const double gflop = hymba_bench::multiply_add_peak(hymba_bench::threads());
   return gflop * 1e9;
 }
 
@@ -86,7 +78,7 @@ double cache_read_bytes(std::int64_t depth) {
 template <class V>
 void decode(benchmark::State& state) {
   const std::int64_t depth = state.range(0);
-  auto session = model<V>().session({.max_context = depth + 4096, .threads = threads()});
+  auto session = model<V>().session({.max_context = depth + 4096, .threads = hymba_bench::threads()});
   session.prefill(some_tokens(depth));
   for (auto _ : state) benchmark::DoNotOptimize(session.decode(17).data());
   const double bytes = weight_bytes<V>() + cache_read_bytes<V>(depth);
@@ -101,12 +93,14 @@ void batched_decode(benchmark::State& state) {
   const auto count = static_cast<std::size_t>(state.range(0));
   std::vector<typename Bf16Model<V>::session_type> sessions;
   for (std::size_t i = 0; i < count; ++i) {
-    sessions.push_back(model<V>().session({.max_context = 1024, .threads = threads(), .prefill_chunk = 64}));
+    sessions.push_back(
+        model<V>().session({.max_context = 1024, .threads = hymba_bench::threads(), .prefill_chunk = 64}));
     sessions.back().prefill(some_tokens(static_cast<std::int64_t>(16 + i)));
   }
   std::vector<Session<V, Cpu<Weights::bf16, Cache::bf16>>*> pointers;
   for (auto& s : sessions) pointers.push_back(&s);
-  auto batch = model<V>().batch({.max_sessions = static_cast<std::int64_t>(count), .threads = threads(), .max_rows = 64});
+  auto batch = model<V>().batch(
+      {.max_sessions = static_cast<std::int64_t>(count), .threads = hymba_bench::threads(), .max_rows = 64});
   const std::vector<Token> next(count, 17);
   for (auto _ : state) batch.decode(pointers, next);
   const double tokens = static_cast<double>(state.iterations()) * static_cast<double>(count);
@@ -119,7 +113,7 @@ void batched_decode(benchmark::State& state) {
 template <class V>
 double eigen_seconds(std::int64_t rows) {
   using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  Eigen::setNbThreads(threads());
+  Eigen::setNbThreads(hymba_bench::threads());
   std::map<std::pair<std::int64_t, std::int64_t>, int> shapes;
   for (const BoundTensor& t : model<V>().tensors()) {
     if (t.spec.role == TensorRole::matrix && t.name != "model.embed_tokens.weight") {
@@ -146,7 +140,7 @@ template <class V>
 void prefill(benchmark::State& state) {
   const std::int64_t rows = state.range(0);
   const std::vector<Token> ids = some_tokens(rows);
-  auto session = model<V>().session({.max_context = rows, .threads = threads()});
+  auto session = model<V>().session({.max_context = rows, .threads = hymba_bench::threads()});
   const double eigen = eigen_seconds<V>(std::min<std::int64_t>(rows, 512)) * static_cast<double>(rows) /
                        static_cast<double>(std::min<std::int64_t>(rows, 512));
   for (auto _ : state) {

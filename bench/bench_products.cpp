@@ -41,7 +41,6 @@ int from_environment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
   return text != nullptr ? std::atoi(text) : otherwise;
 }
-int thread_count() { return DefaultExecutor(from_environment("HYMBA_BENCH_THREADS", 0)).threads(); }
 std::int64_t row_count() { return from_environment("HYMBA_BENCH_ROWS", 2048); }
 
 /// The best of what was measured so far, in FLOP/s; measures again when the last time is long ago.
@@ -49,7 +48,7 @@ double peak() {
   static double best = 0.0;
   static hymba_bench::Clock::time_point last{};
   if (best == 0.0 || hymba_bench::seconds_since(last) > 5.0) {
-    best = std::max(best, hymba_bench::multiply_add_peak(thread_count(), 5) * 1e9);
+    best = std::max(best, hymba_bench::multiply_add_peak(hymba_bench::threads(), 5) * 1e9);
     last = hymba_bench::Clock::now();
   }
   return best;
@@ -94,7 +93,7 @@ void product(benchmark::State& state, const Shape& shape, Which which) {
   using WeightGradient = kernel_for<op::GemmWeightGradient, Arch>;
   const std::size_t per_thread = std::max({Forward::scratch_bytes(t, in, out), InputGradient::scratch_bytes(t, in, out),
                                            WeightGradient::scratch_bytes(t, in, out)});
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
   const Scratch scratch{memory.data(), per_thread};
   double total = 0.0, best = HUGE_VAL, count = 0.0;
@@ -163,7 +162,7 @@ int main(int argc, char** argv) {
   if (amx_available()) add<arch::amx<arch::best>>("amx");
 #endif
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr, "multiply-add peak with %d threads: %.1f GFLOP/s\n", thread_count(), peak() * 1e-9);
+  std::fprintf(stderr, "multiply-add peak with %d threads: %.1f GFLOP/s\n", hymba_bench::threads(), peak() * 1e-9);
   benchmark::Shutdown();
   return 0;
 }

@@ -20,7 +20,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <span>
 #include <string>
@@ -32,14 +31,9 @@ namespace {
 
 using namespace hymba;
 
-int thread_count() {
-  const char* text = std::getenv("HYMBA_BENCH_THREADS");
-  return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-}
-
 struct Limits {
-  double read = hymba_bench::read_bandwidth(thread_count()) * 1e9;
-  double peak = hymba_bench::multiply_add_peak(thread_count()) * 1e9;
+  double read = hymba_bench::read_bandwidth(hymba_bench::threads()) * 1e9;
+  double peak = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
 };
 const Limits& limits() {
   static const Limits measured;
@@ -106,7 +100,7 @@ void scan(benchmark::State& state, Shape shape) {
     sequences.push_back({s * shape.rows, shape.rows, states.data() + s * N * E});
     ranges.push_back({s * shape.rows, shape.rows});
   }
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t per_thread = Backward::scratch_bytes(shape.rows, T, N);
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
   const ScanInputs inputs{{c.data(), T, E},   {dt.data(), T, E}, {z.data(), T, E}, {b.data(), T, N},
@@ -147,7 +141,7 @@ void convolution(benchmark::State& state, Shape shape) {
     sequences.push_back({s * shape.rows, shape.rows, tails.data() + s * (taps - 1) * E});
     ranges.push_back({s * shape.rows, shape.rows});
   }
-  DefaultExecutor exec(thread_count());
+  DefaultExecutor exec(hymba_bench::threads());
   const std::size_t per_thread = Backward::scratch_bytes(taps);
   AlignedBuffer memory(per_thread * static_cast<std::size_t>(exec.threads()));
   in_turn(
@@ -182,7 +176,7 @@ int main(int argc, char** argv) {
     add("conv1d_backward/" + shape.name(), convolution, shape);
   }
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", thread_count(),
+  std::fprintf(stderr, "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s\n", hymba_bench::threads(),
                limits().read * 1e-9, limits().peak * 1e-9);
   benchmark::Shutdown();
   return 0;

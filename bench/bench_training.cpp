@@ -18,7 +18,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <random>
 
 #include "limits.hpp"
@@ -37,11 +36,6 @@ struct Jacobean {
   using sharing = ShareAdjacentWindows<3>;
   static constexpr int width = 192, layers = 9, vocabulary = 2048;
 };
-
-int threads() {
-  const char* text = std::getenv("HYMBA_BENCH_THREADS");
-  return DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
-}
 
 /// Useful operations of one training step over `sequences` windows of `context` tokens.
 template <class V>
@@ -84,7 +78,7 @@ void step(benchmark::State& state) {
   TrainerOptions options;
   options.limits = {.tokens = context * sequences, .sequences = sequences, .recompute_layers = state.range(2) != 0};
   options.schedule = {.kind = Schedule::Kind::constant, .peak = 1e-3, .warmup = 0, .steps = 1'000'000};
-  options.threads = threads();
+  options.threads = hymba_bench::threads();
   Trainer<V, Cpu<Weights::f32, Cache::f32, Arch>> trainer(architecture<V>, random_tensors(architecture<V>, 1), options);
   std::mt19937 random(1);
   TrainingBatch batch;
@@ -95,7 +89,7 @@ void step(benchmark::State& state) {
     }
     batch.lengths.push_back(context);
   }
-  static const double peak = hymba_bench::multiply_add_peak(threads()) * 1e9;
+  static const double peak = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
   for (auto _ : state) benchmark::DoNotOptimize(trainer.step(batch).loss);
   const double steps = static_cast<double>(state.iterations());
   const double flop = useful_flop<V>(context, sequences) * steps;

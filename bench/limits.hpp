@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine's own limits, measured in the process that compares itself with them: read bandwidth of memory, and peak
-// of single-precision multiply-adds. The best of several ways and repetitions: a limit is what was reached once.
+// The machine's own limits, measured in the process that compares itself with them: read bandwidth of memory, and the
+// peaks of the units that multiply matrices (single-precision multiply-adds, AMX tiles in bf16 and int8, dot products
+// of bytes). The best of several ways and repetitions: a limit is what was reached once. The benches and `hymba bench`
+// share this file.
 #pragma once
 
 #include <hymba/core/aligned_buffer.hpp>
+#include <hymba/exec/amx.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/simd.hpp>
+#include <hymba/kernels/amx/tiles.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 namespace hymba_bench {
@@ -20,6 +25,15 @@ using Clock = std::chrono::steady_clock;
 
 inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// How many threads a bench uses: HYMBA_BENCH_THREADS, else all.
+inline int threads() {
+  static const int n = [] {
+    const char* text = std::getenv("HYMBA_BENCH_THREADS");
+    return hymba::DefaultExecutor(text != nullptr ? std::atoi(text) : 0).threads();
+  }();
+  return n;
 }
 
 /// Keeps the compiler from dropping what computed `value`.
@@ -75,11 +89,88 @@ inline double multiply_add(std::int64_t rounds, float& out) {
   return 2.0 * static_cast<double>(rounds) * chains * lanes;
 }
 
+#if defined(HYMBA_AMX)
+/// Products of tiles that stay in registers, in six chains: a product takes 16 cycles, and its sums are ready after
+/// some 52. `multiply` holds the six products. The number of operations done: a product is 16 x 16 sums of `depth`.
+template <class Multiply>
+inline double multiply_tiles(std::int64_t rounds, int depth, Multiply&& multiply) {
+  const hymba::detail::amx::TileScope tiles;
+  alignas(64) std::uint8_t numbers[1024];
+  std::memset(numbers, 0x3c, sizeof(numbers));  // 0.0115 as bf16, 60 as a byte: no zeros, no infinite sums
+  hymba::detail::amx::written_before_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_loadd(6, numbers, 64);
+  _tile_loadd(7, numbers, 64);
+  for (std::int64_t i = 0; i < rounds; ++i) multiply();
+  _tile_stored(0, numbers, 64);
+  keep(static_cast<float>(numbers[0]));
+  return 2.0 * static_cast<double>(rounds) * 6 * 16 * 16 * depth;
+}
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+/// Dot products of four bytes each in independent chains; the number of operations done.
+inline double multiply_bytes(std::int64_t rounds) {
+  constexpr int chains = 12;
+#if defined(__AVX512VNNI__)
+  using Register = __m512i;
+  const auto same = [](int v) { return _mm512_set1_epi32(v); };
+  const auto multiply = [](Register c, Register a, Register b) { return _mm512_dpbusd_epi32(c, a, b); };
+  const auto first = [](Register v) { return _mm_cvtsi128_si32(_mm512_castsi512_si128(v)); };
+  const auto add = [](Register a, Register b) { return _mm512_add_epi32(a, b); };
+#else
+  using Register = __m256i;
+  const auto same = [](int v) { return _mm256_set1_epi32(v); };
+  const auto multiply = [](Register c, Register a, Register b) { return _mm256_dpbusd_avx_epi32(c, a, b); };
+  const auto first = [](Register v) { return _mm_cvtsi128_si32(_mm256_castsi256_si128(v)); };
+  const auto add = [](Register a, Register b) { return _mm256_add_epi32(a, b); };
+#endif
+  Register acc[chains];
+#pragma GCC unroll 12
+  for (int c = 0; c < chains; ++c) acc[c] = same(c);
+  const Register a = same(0x01020304), b = same(0x01010101);
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; ++c) acc[c] = multiply(acc[c], a, b);
+  }
+#pragma GCC unroll 12
+  for (int c = 1; c < chains; ++c) acc[0] = add(acc[0], acc[c]);
+  keep(static_cast<float>(first(acc[0])));
+  return 2.0 * static_cast<double>(rounds) * chains * sizeof(Register);
+}
+#endif
+
+/// The best rate, in 1e9 operations a second, over `repetitions` runs in which every thread calls `body`, which returns
+/// the number of its operations. Begins none after a second, as below.
+template <class Body>
+inline double best_rate(int threads, int repetitions, Body&& body) {
+  hymba::DefaultExecutor exec(threads);
+  double best = 0.0;
+  const auto begin = Clock::now();
+  for (int repetition = 0; repetition < repetitions && (best == 0.0 || seconds_since(begin) < 1.0); ++repetition) {
+    double done = 0.0;
+    const auto start = Clock::now();
+    exec.parallel_for(threads, [&](std::int64_t task, int) noexcept {
+      const double mine = body();
+      if (task == 0) done = mine;
+    });
+    best = std::max(best, done * threads / seconds_since(start));
+  }
+  return best * 1e-9;
+}
+
 }  // namespace detail
 
 /// Read bandwidth of memory with `threads` threads in GB/s (1e9 bytes): the best over streams per thread, prefetch
-/// distances and repetitions, each over `bytes` of memory.
-inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2) {
+/// distances and repetitions, each over `bytes` of memory. Ends after `seconds_most`, with what it has then: a build
+/// without optimisation, or a machine that is busy, would take minutes.
+inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2,
+                             double seconds_most = 5.0) {
   hymba::DefaultExecutor exec(threads);
   constexpr std::int64_t unit = 8 * 64;
   const std::int64_t each = static_cast<std::int64_t>(bytes / sizeof(float)) / threads / unit * unit;
@@ -90,9 +181,11 @@ inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 
                 static_cast<std::size_t>(each) * sizeof(float));
   });
   double best = 0.0;
+  const auto begin = Clock::now();
   for (int repetition = 0; repetition < repetitions; ++repetition) {
     for (const std::int64_t ahead : {0, 512, 1024, 2048, 4096}) {
       for (const int streams : {1, 2, 4, 8}) {
+        if (best > 0.0 && seconds_since(begin) > seconds_most) return best * 1e-9;
         const auto start = Clock::now();
         exec.parallel_for(threads, [&](std::int64_t task, int) noexcept {
           const float* from = data + task * each;
@@ -112,21 +205,61 @@ inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 
 
 /// Peak of single-precision multiply-adds with `threads` threads in GFLOP/s: the best of several runs of ~10 ms.
 inline double multiply_add_peak(int threads, int repetitions = 10) {
-  hymba::DefaultExecutor exec(threads);
-  double best = 0.0;
-  constexpr std::int64_t rounds = 1'000'000;
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    double done = 0.0;
-    const auto start = Clock::now();
-    exec.parallel_for(threads, [&](std::int64_t task, int) noexcept {
-      float seed = 0.5f;
-      const double mine = detail::multiply_add(rounds, seed);
-      keep(seed);
-      if (task == 0) done = mine;
+  return detail::best_rate(threads, repetitions, [] {
+    float seed = 0.5f;
+    const double done = detail::multiply_add(1'000'000, seed);
+    keep(seed);
+    return done;
+  });
+}
+
+/// Peak of AMX tiles on bf16 (tdpbf16ps) with `threads` threads in GFLOP/s; 0 where there are none, or the program was
+/// compiled without them.
+inline double bf16_tile_peak([[maybe_unused]] int threads, [[maybe_unused]] int repetitions = 10) {
+#if defined(HYMBA_AMX)
+  if (hymba::amx_available()) {
+    return detail::best_rate(threads, repetitions, [] {
+      return detail::multiply_tiles(200'000, 32, [] {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_dpbf16ps(5, 6, 7);
+      });
     });
-    best = std::max(best, done * threads / seconds_since(start));
   }
-  return best * 1e-9;
+#endif
+  return 0.0;
+}
+
+/// Peak of AMX tiles on bytes (tdpbssd) with `threads` threads in 1e9 operations a second; 0 as above.
+inline double int8_tile_peak([[maybe_unused]] int threads, [[maybe_unused]] int repetitions = 10) {
+#if defined(HYMBA_AMX) && (defined(__AMX_INT8__) || defined(__AMXINT8__))
+  if (hymba::amx_available()) {
+    return detail::best_rate(threads, repetitions, [] {
+      return detail::multiply_tiles(200'000, 64, [] {
+        _tile_dpbssd(0, 6, 7);
+        _tile_dpbssd(1, 6, 7);
+        _tile_dpbssd(2, 6, 7);
+        _tile_dpbssd(3, 6, 7);
+        _tile_dpbssd(4, 6, 7);
+        _tile_dpbssd(5, 6, 7);
+      });
+    });
+  }
+#endif
+  return 0.0;
+}
+
+/// Peak of vector dot products of bytes (vpdpbusd) with `threads` threads in 1e9 operations a second; 0 where the
+/// program was compiled without them.
+inline double byte_dot_peak([[maybe_unused]] int threads, [[maybe_unused]] int repetitions = 10) {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  return detail::best_rate(threads, repetitions, [] { return detail::multiply_bytes(1'000'000); });
+#else
+  return 0.0;
+#endif
 }
 
 }  // namespace hymba_bench

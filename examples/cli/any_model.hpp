@@ -41,6 +41,33 @@ class AnySession {
   virtual std::int64_t room() const = 0;
   virtual std::size_t state_bytes() const = 0;
   virtual int threads() const = 0;
+  virtual std::unique_ptr<AnySession> fork() const = 0;
+};
+
+/// The functions are those of hymba::Batch. The sessions are of the model that made it.
+class AnyBatch {
+ public:
+  virtual ~AnyBatch() = default;
+  /// One session reads all of `tokens`, with the batch's working memory in place of its own.
+  virtual void prefill(AnySession& session, std::span<const hymba::Token> tokens) = 0;
+  /// Every session reads one token.
+  virtual void decode(std::span<const std::unique_ptr<AnySession>> sessions, std::span<const hymba::Token> tokens) = 0;
+};
+
+/// What multiplies a model's matrices with many rows.
+enum class MatrixUnit {
+  multiply_add,  ///< vectors in single precision
+  bf16_tiles,    ///< AMX, tdpbf16ps
+  int8_tiles,    ///< AMX, tdpbssd
+  byte_dot,      ///< vectors of bytes, vpdpbusd
+};
+
+/// What running a model takes, as far as its weights say.
+struct WeightCosts {
+  double step_bytes = 0;     ///< bytes of weight matrices that a step reads, the output projection included
+  double step_elements = 0;  ///< numbers in these
+  double row_elements = 0;   ///< those that every row of a prefill is multiplied with: without the output projection
+  MatrixUnit unit = MatrixUnit::multiply_add;
 };
 
 class AnyModel {
@@ -49,6 +76,8 @@ class AnyModel {
   virtual std::unique_ptr<AnySession> session(const SessionSettings& settings) const = 0;
   virtual std::unique_ptr<AnySession> restore(std::span<const std::byte> blob,
                                               const SessionSettings& settings) const = 0;
+  virtual std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, int threads) const = 0;
+  virtual WeightCosts weight_costs() const = 0;
 };
 
 using AnyArchitecture = hymba::Architecture<hymba::DynamicHymba>;

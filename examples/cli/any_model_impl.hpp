@@ -3,10 +3,13 @@
 // What every model_*.cpp instantiates.
 #pragma once
 
+#include <hymba/exec/arch.hpp>
 #include <hymba/exec/policy.hpp>
 #include <hymba/model/model.hpp>
 
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "any_model.hpp"
 
@@ -30,10 +33,49 @@ class SessionOf final : public AnySession {
   std::int64_t room() const override { return session_.room(); }
   std::size_t state_bytes() const override { return session_.memory_bytes(); }
   int threads() const override { return session_.threads(); }
+  std::unique_ptr<AnySession> fork() const override { return std::make_unique<SessionOf>(session_.fork()); }
+  Session& get() { return session_; }
 
  private:
   Session session_;
 };
+
+template <class Model>
+class BatchOf final : public AnyBatch {
+ public:
+  explicit BatchOf(typename Model::batch_type batch) : batch_(std::move(batch)) {}
+  void prefill(AnySession& session, std::span<const hymba::Token> tokens) override {
+    const typename Model::batch_type::Item item{&session_of(session), tokens};
+    batch_.step(std::span(&item, 1));
+  }
+  void decode(std::span<const std::unique_ptr<AnySession>> sessions, std::span<const hymba::Token> tokens) override {
+    pointers_.clear();
+    for (const auto& s : sessions) pointers_.push_back(&session_of(*s));
+    batch_.decode(pointers_, tokens);
+  }
+
+ private:
+  using Session = typename Model::session_type;
+  static Session& session_of(AnySession& session) { return static_cast<SessionOf<Session>&>(session).get(); }
+  typename Model::batch_type batch_;
+  std::vector<Session*> pointers_;
+};
+
+/// Whether products run on AMX tiles.
+template <class Arch>
+inline constexpr bool on_tiles = false;
+template <class Base>
+inline constexpr bool on_tiles<hymba::arch::amx<Base>> = true;
+
+/// What a policy's matrix products of many rows run on.
+template <class Policy>
+constexpr MatrixUnit matrix_unit() {
+  if (on_tiles<typename Policy::arch>) {
+    const bool integers = std::string_view(hymba::weight_format<Policy::weights>::name).starts_with("int");
+    return integers ? MatrixUnit::int8_tiles : MatrixUnit::bf16_tiles;
+  }
+  return MatrixUnit::multiply_add;
+}
 
 template <hymba::Weights W, hymba::Cache C>
 class ModelOf final : public AnyModel {
@@ -47,9 +89,31 @@ class ModelOf final : public AnyModel {
   std::unique_ptr<AnySession> restore(std::span<const std::byte> blob, const SessionSettings& settings) const override {
     return wrap(model_.restore(blob, options(settings)));
   }
+  std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, int threads) const override {
+    return std::make_unique<BatchOf<Model>>(model_.batch({.max_sessions = max_sessions, .threads = threads}));
+  }
+  WeightCosts weight_costs() const override {
+    const bool tied = model_.architecture().tied_embeddings;
+    WeightCosts costs{.unit = matrix_unit<typename Model::policy>()};
+    for (const hymba::BoundTensor& t : model_.tensors()) {
+      if (t.spec.role == hymba::TensorRole::vector) continue;
+      const bool embedding = t.name == "model.embed_tokens.weight";
+      if (embedding && !tied) continue;  // rows are looked up
+      const auto elements = static_cast<double>(t.spec.elements());
+      costs.step_elements += elements;
+      costs.step_bytes += static_cast<double>(t.spec.dims[0]) * static_cast<double>(row_bytes(t.spec));
+      if (!embedding && t.name != "lm_head.weight") costs.row_elements += elements;
+    }
+    return costs;
+  }
 
  private:
   using Session = typename Model::session_type;
+  static std::size_t row_bytes(const hymba::TensorSpec& t) {
+    return t.role == hymba::TensorRole::matrix
+               ? hymba::weight_format<W>::row_bytes(t.dims[1])
+               : hymba::weight_format<hymba::fine_weights(W)>::row_bytes(t.dims[1]);
+  }
   static hymba::SessionOptions options(const SessionSettings& s) {
     return {.max_context = s.max_context, .threads = s.threads, .prefill_chunk = s.prefill_chunk};
   }

@@ -7,6 +7,7 @@
 #include <hymba/io/atomic_file.hpp>
 #include <hymba/io/checkpoint.hpp>
 #include <hymba/model/generation.hpp>
+#include <hymba/model/random_weights.hpp>
 #include <hymba/text/text_stream.hpp>
 #include <hymba/variant/costs.hpp>
 
@@ -67,8 +68,10 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
                   "nothing is lost")
       ->type_name("f32|bf16");
   command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
-  add_number(command, "--max-context", o.max_context,
-             std::string("Tokens a session can hold. Default: ") + max_context_default);
+  if (max_context_default != nullptr) {
+    add_number(command, "--max-context", o.max_context,
+               std::string("Tokens a session can hold. Default: ") + max_context_default);
+  }
   command.add_flag("--json", o.json, "Results as JSON");
   command.add_flag("--quiet", o.quiet, "Nothing on standard error but errors");
 }
@@ -131,14 +134,6 @@ std::size_t machine_memory() {
 #endif
 }
 
-void check_fits(std::size_t bytes, const std::string& what) {
-  const std::size_t memory = machine_memory();
-  if (memory != 0 && bytes > memory) {
-    throw UsageError(
-        message(what, " takes ", bytes_text(bytes), ", the machine has ", bytes_text(memory), " of memory"));
-  }
-}
-
 std::size_t cache_element_bytes(hymba::Cache c) { return c == hymba::Cache::f32 ? 4 : 2; }
 
 /// True when every matrix of the architecture is stored in BF16.
@@ -149,9 +144,16 @@ bool matrices_are_bf16(const AnyArchitecture& a, const hymba::TensorTable& table
   });
 }
 
+/// The type of a checkpoint whose matrices are used where they lie, or converted with the least loss.
+hymba::DType stored_type(hymba::Weights weights) {
+  return weights == hymba::Weights::f32   ? hymba::DType::f32
+         : weights == hymba::Weights::f16 ? hymba::DType::f16
+                                          : hymba::DType::bf16;
+}
+
 /// Bytes of matrices that are not stored in the format asked for and will be converted into memory.
 std::size_t converted_bytes(const AnyArchitecture& a, const hymba::TensorTable& table, hymba::Weights weights) {
-  const hymba::DType in_place = weights == hymba::Weights::f32 ? hymba::DType::f32 : hymba::DType::bf16;
+  const hymba::DType in_place = stored_type(weights);
   std::size_t bytes = 0;
   for (const auto& [name, t] : tensor_specs(a)) {
     if (t.role == hymba::TensorRole::matrix && table.find(name)->dtype != in_place) {
@@ -174,7 +176,22 @@ std::unique_ptr<AnyModel> make_with(hymba::Cache cache, const AnyArchitecture& a
   }
 }
 
+std::unique_ptr<AnyModel> make_in(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
+                                  const std::string& source) {
+  return formats.weights == hymba::Weights::f32
+             ? make_with<hymba::Weights::f32>(formats.cache, a, std::move(table), source)
+             : make_with<hymba::Weights::bf16>(formats.cache, a, std::move(table), source);
+}
+
 }  // namespace
+
+void check_fits(std::size_t bytes, const std::string& what) {
+  const std::size_t memory = machine_memory();
+  if (memory != 0 && bytes > memory) {
+    throw UsageError(
+        message(what, " takes ", bytes_text(bytes), ", the machine has ", bytes_text(memory), " of memory"));
+  }
+}
 
 std::vector<std::pair<std::string, hymba::TensorSpec>> tensor_specs(const AnyArchitecture& a) {
   std::vector<std::pair<std::string, hymba::TensorSpec>> out;
@@ -193,17 +210,40 @@ void check_checkpoint(const AnyArchitecture& a, const hymba::TensorTable& table,
   hymba::check_tensors(expected, table, folder);
 }
 
-OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved) {
-  const Stopwatch watch;
-  // Options first: a wrong one is told before gigabytes are read.
-  std::optional<hymba::Weights> weights = saved ? std::optional(saved->weights) : std::nullopt;
-  hymba::Cache cache = saved ? saved->cache : hymba::Cache::f32;
-  if (!o.weights.empty()) weights = weights_named(o.weights);
-  if (!o.cache.empty()) cache = cache_named(o.cache);
+void check_common(const CommonOptions& o) {
+  if (!o.weights.empty()) weights_named(o.weights);
+  if (!o.cache.empty()) cache_named(o.cache);
   if (o.threads < 0 || o.threads > 4096) {
     throw UsageError(message("--threads is ", o.threads, ", expected 0 (all cores) to 4096"));
   }
   if (o.max_context < 0) throw UsageError(message("--max-context is ", o.max_context, ", expected 1 or more"));
+}
+
+OpenModel random_model(const CommonOptions& o, const hymba::Description& description) {
+  check_common(o);
+  OpenModel open{.description = description,
+                 .architecture = hymba::architecture_from<hymba::DynamicHymba>(description, o.model),
+                 .formats = {},
+                 .model = nullptr};
+  if (!o.weights.empty()) open.formats.weights = weights_named(o.weights);
+  if (!o.cache.empty()) open.formats.cache = cache_named(o.cache);
+  const hymba::DType type = stored_type(open.formats.weights);
+  check_fits(static_cast<std::size_t>(hymba::parameters(open.architecture)) * hymba::dtype_bytes(type), o.model);
+  hymba::TensorTable tensors = hymba::random_tensors(open.architecture, 1, type);
+  const Stopwatch watch;
+  open.model = make_in(open.formats, open.architecture, std::move(tensors), o.model);
+  open.seconds = watch.seconds();
+  return open;
+}
+
+OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved) {
+  const Stopwatch watch;
+  // Options first: a wrong one is told before gigabytes are read.
+  check_common(o);
+  std::optional<hymba::Weights> weights = saved ? std::optional(saved->weights) : std::nullopt;
+  hymba::Cache cache = saved ? saved->cache : hymba::Cache::f32;
+  if (!o.weights.empty()) weights = weights_named(o.weights);
+  if (!o.cache.empty()) cache = cache_named(o.cache);
 
   hymba::Checkpoint checkpoint = hymba::open_checkpoint(o.model);
   OpenModel open{.description = checkpoint.description,
@@ -216,15 +256,24 @@ OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved
   open.formats = {weights.value_or(bf16 ? hymba::Weights::bf16 : hymba::Weights::f32), cache};
   check_fits(converted_bytes(open.architecture, checkpoint.tensors, open.formats.weights),
              "the model in " + name_of(open.formats.weights));
-  open.model = open.formats.weights == hymba::Weights::f32
-                   ? make_with<hymba::Weights::f32>(cache, open.architecture, std::move(checkpoint.tensors), o.model)
-                   : make_with<hymba::Weights::bf16>(cache, open.architecture, std::move(checkpoint.tensors), o.model);
+  open.model = make_in(open.formats, open.architecture, std::move(checkpoint.tensors), o.model);
   open.seconds = watch.seconds();
   return open;
 }
 
 std::size_t OpenModel::cache_bytes(std::int64_t max_context) const {
   return hymba::cache_bytes(architecture, cache_element_bytes(formats.cache), max_context);
+}
+
+double OpenModel::cache_read_bytes(std::int64_t context) const {
+  double elements = 0;
+  for (int i = 0; i < architecture.layers; ++i) {
+    if (!architecture.plan[i].has_attention()) continue;
+    elements +=
+        static_cast<double>(hymba::cached_positions(architecture.plan[i].window, architecture.meta_tokens(), context)) *
+        (architecture.attention.keys_width() + architecture.attention.values_width());
+  }
+  return elements * static_cast<double>(cache_element_bytes(formats.cache));
 }
 
 std::unique_ptr<AnySession> OpenModel::session(SessionSettings settings, std::span<const std::byte> blob) const {

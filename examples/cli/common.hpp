@@ -40,6 +40,7 @@ void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
 void add_tokenize(CLI::App& app, Command& run);
 void add_train(CLI::App& app, Command& run);
+void add_bench(CLI::App& app, Command& run);
 
 /// The whole of `text` as a number. @throws UsageError naming the option. Instantiated for float and the integers in
 /// use.
@@ -64,6 +65,7 @@ struct CommonOptions {
   std::int64_t max_context = 0;  ///< 0: not given
   bool json = false, quiet = false;
 };
+/// @param max_context_default null: the command has no --max-context.
 void add_common(CLI::App& command, CommonOptions& options, const char* max_context_default);
 
 /// --seed for a command that draws nothing, so that scripts can pass one set of options everywhere.
@@ -102,9 +104,18 @@ struct OpenModel {
   /// A session, refused with a sentence when its caches alone exceed the machine's memory. `blob`: restore from it.
   std::unique_ptr<AnySession> session(SessionSettings settings, std::span<const std::byte> blob = {}) const;
   std::size_t cache_bytes(std::int64_t max_context) const;
+  /// Bytes of keys and values that a session behind `context` tokens reads to add one, every reader of a shared cache
+  /// counted.
+  double cache_read_bytes(std::int64_t context) const;
 };
 /// @param saved formats to use where the command line names none (those of a saved session).
 OpenModel open_model(const CommonOptions& options, const std::optional<Formats>& saved = {});
+/// A model of random weights, always the same ones; `options.model` names it. Making them does not count as opening.
+OpenModel random_model(const CommonOptions& options, const hymba::Description& description);
+/// What of the options is wrong whatever the model is. @throws UsageError.
+void check_common(const CommonOptions& options);
+/// Refuses what takes more memory than the machine has. @throws UsageError.
+void check_fits(std::size_t bytes, const std::string& what);
 
 /// The tokeniser of the folder.
 /// @throws hymba::Error, also when it has more tokens than the model.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hymba: generate, chat, perplexity, inspect, logits, tokenize. Results go to standard output, everything else to
-// standard error; an error is one line and exit code 2.
+// hymba: generate, chat, perplexity, inspect, logits, tokenize, train, bench. Results go to standard output, everything
+// else to standard error; an error is one line and exit code 2.
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
 
@@ -32,6 +32,7 @@ int run(int argc, char** argv) {
   cli::add_logits(app, command);
   cli::add_tokenize(app, command);
   cli::add_train(app, command);
+  cli::add_bench(app, command);
   app.require_subcommand(0, 1);
   try {
     app.parse(argc, argv);
@@ -47,8 +48,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return fail(e.what());
   }
-  if (!command)
-    return fail("no command, expected generate, chat, perplexity, inspect, logits, tokenize or train (see hymba --help)");
+  if (!command) {
+    return fail("no command, expected generate, chat, perplexity, inspect, logits, tokenize, train or bench "
+                "(see hymba --help)");
+  }
   return command();
 }
 

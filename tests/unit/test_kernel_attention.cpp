@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <hymba/core/aligned_buffer.hpp>
+#include <hymba/exec/amx.hpp>
+#include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/attention.hpp>
 
 #include <doctest/doctest.h>
@@ -99,11 +101,48 @@ void run(int threads, const AttentionShape& shape, const Matrix<float>& q, const
                           std::span<const AttentionSequence<E>>(s), out.view());
 }
 
+/// What an architecture adds to the errors of single precision.
+template <class Arch, class E>
+struct Rounding {
+  static constexpr bool narrow = false;  ///< queries are rounded to bf16, as the operation says
+  static constexpr double weight = 0;    ///< relative, of a weight
+  static constexpr double largest = 0;   ///< relative to a row's largest score, of all its weights in a span
+};
+#if defined(HYMBA_AMX)
+using Amx = hymba::arch::amx<hymba::arch::best>;
+template <>
+struct Rounding<Amx, bf16> {
+  static constexpr bool narrow = true;
+  // bf16 has 8 significant bits; the exponential's cubic is good to 2^-13.2 and its fixed point to 2^-16.
+  static constexpr double weight = 0x1p-8 + 0x1.2p-13;
+  // The largest score, and what it leaves of the exponent, are rounded once each.
+  static constexpr double largest = 3 * unit_roundoff;
+};
+#endif
+
+/// Whether the tests on tiles can run; says so when they cannot.
+bool tiles_to_test() {
+#if defined(HYMBA_AMX)
+  if (hymba::amx_available()) return true;
+  MESSAGE("no AMX on this machine: attention on tiles is not tested");
+#else
+  MESSAGE("not compiled for AMX: attention on tiles is not tested");
+#endif
+  return false;
+}
+
 /// Bound on the error of one output element; see the comments for where its parts come from.
-template <class E>
-void compare(const AttentionShape& shape, const Matrix<float>& q, const AttentionSequence<E>& s,
+template <class Arch, class E>
+void compare(const AttentionShape& shape, const Matrix<float>& given, const AttentionSequence<E>& s,
              const Matrix<float>& got, Worst& worst) {
+  using Extra = Rounding<Arch, E>;
   const double u = unit_roundoff;
+  Matrix<float> q = given;
+  if (Extra::narrow) {
+    for (std::int64_t i = 0; i < q.rows(); ++i) {
+      for (std::int64_t d = 0; d < q.cols(); ++d) q(i, d) = static_cast<float>(bf16(q(i, d)));
+    }
+  }
   const std::int64_t dk = shape.key_width, dv = shape.value_width;
   Matrix<double> want(got.rows(), got.cols());
   hymba::reference::attention<double>(shape, q.view(), s, want.view());
@@ -137,7 +176,8 @@ void compare(const AttentionShape& shape, const Matrix<float>& q, const Attentio
       const double blocks = static_cast<double>(score.size()) / 32 + 4;
       // Relative error of a weight: the score's (dot product, scale, units), the subtraction's, the exponential's, and
       // those of one exponential per block or merge by which it is rescaled.
-      const double shared = u * 3 * (largest - lowest) + (simd::exp2_error + 1) * u * (blocks + 1);
+      const double shared = u * 3 * (largest - lowest) + (simd::exp2_error + 1) * u * (blocks + 1) + Extra::weight +
+                            Extra::largest * std::fabs(largest);
       double total = 0;
       for (const double x : score) total += std::exp(x - largest);
       for (std::int64_t d = 0; d < dv; ++d) {
@@ -152,7 +192,7 @@ void compare(const AttentionShape& shape, const Matrix<float>& q, const Attentio
         }
         const double result = std::fabs(want(s.first_row + row, h * dv + d));
         // Weights above the line, weights below it, and the two sums.
-        const double bound = error + all * result +
+        const double bound = (error + all * result) / (1 - all) +
                              hymba_test::gamma(static_cast<double>(score.size()) + 3 * blocks) * (magnitude + result) +
                              0x1p-110;
         worst.add(static_cast<double>(got(s.first_row + row, h * dv + d)), want(s.first_row + row, h * dv + d), bound,
@@ -183,7 +223,7 @@ void check(const AttentionShape& shape, std::int64_t first_position, std::int64_
     run<Arch>(1, shape, q, s, first);
     CHECK(first.gaps_untouched());
     Worst worst;
-    compare(shape, q, s[0], first, worst);
+    compare<Arch>(shape, q, s[0], first, worst);
     CHECK_MESSAGE(worst.ok(), worst);
   }
   if (!all_layouts) return;
@@ -245,12 +285,100 @@ void check_all() {
   check<Arch, E>(shape_of(10, 2, 16, 24, 700, 40), 1100, 130, seed++);
 }
 
+/// A batch gives the bits of its sequences alone, on any number of threads.
+template <class Arch, class E>
+void check_batch() {
+  for (const std::int64_t window : {0, 90}) {
+    const AttentionShape shape = shape_of(10, 2, 16, 40, window, 20);
+    Random random(9);
+    const std::vector<std::int64_t> rows = {1, 40, 0, 1, 3, 1, 200}, first = {700, 10, 5, 0, 1100, 5000, 300};
+    std::vector<Cache<E>> caches;
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      caches.emplace_back(shape, first[i] + rows[i], random);
+      total += rows[i];
+    }
+    const auto q = random.matrix(total, 10 * 16, 1);
+    std::vector<AttentionSequence<E>> all;
+    Matrix<float> alone(total, 10 * 40, 5);
+    std::int64_t at = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      all.push_back(caches[i].sequence(Layout::ring, at, rows[i], first[i]));
+      run<Arch>(1, shape, q, std::vector<AttentionSequence<E>>{all.back()}, alone);
+      at += rows[i];
+    }
+    for (int threads = 1; threads <= max_threads; ++threads) {
+      Matrix<float> out(total, 10 * 40, 2);
+      run<Arch>(threads, shape, q, all, out, 1000);
+      CHECK(out == alone);
+      CHECK(out.gaps_untouched());
+    }
+  }
+}
+
+/// Large scores neither overflow nor lose the largest.
+template <class Arch, class E>
+void check_large_scores() {
+  const AttentionShape shape{1, 1, 4, 4, 0, 0, 1.0f};
+  Random random(3);
+  Cache<E> cache(shape, 200, random);
+  auto q = random.matrix(1, 4);
+  for (int i = 0; i < 4; ++i) q(0, i) *= 1e4f;
+  Matrix<float> out(1, 4);
+  const std::vector<AttentionSequence<E>> s = {cache.sequence(Layout::whole, 0, 1, 199)};
+  run<Arch>(1, shape, q, s, out);
+  Worst worst;
+  compare<Arch>(shape, q, s[0], out, worst);
+  CHECK_MESSAGE(worst.ok(), worst);
+}
+
+template <class Arch, class E>
+void check_nothing() {
+  Matrix<float> q(0, 8), out(0, 8);
+  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
+                         std::vector<AttentionSequence<E>>{}, out);
+  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
+                         std::vector<AttentionSequence<E>>(2), out);
+}
+
 }  // namespace
 
 TEST_CASE("Attention in plain loops against double, cache f32") { check_all<hymba::arch::scalar, float>(); }
 TEST_CASE("Attention in vectors against double, cache f32") { check_all<hymba::arch::best, float>(); }
 TEST_CASE("Attention in vectors against double, cache f16") { check_all<hymba::arch::best, f16>(); }
 TEST_CASE("Attention in vectors against double, cache bf16") { check_all<hymba::arch::best, bf16>(); }
+TEST_CASE("Attention on tiles against double, cache bf16") {
+  if (!tiles_to_test()) return;
+#if defined(HYMBA_AMX)
+  check_all<Amx, bf16>();
+  // Every part of a step of 32 positions, of a tile of rows and of columns.
+  std::uint32_t seed = 1000;
+  for (const int dk : {31, 32, 33, 40, 96}) {
+    for (const int dv : {15, 17, 31, 32, 65, 96}) check<Amx, bf16>(shape_of(3, 1, dk, dv, 0, 0), 50, 14, seed++, false);
+  }
+  for (const std::int64_t window : {15, 31, 32, 33, 480, 511, 512, 513}) {
+    for (const std::int64_t pinned : {0, 31, 33, 530}) {
+      check<Amx, bf16>(shape_of(5, 1, 8, 20, window, pinned), 1000, 40, seed++);
+    }
+  }
+  check<Amx, bf16>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, seed++);
+  check<Amx, bf16>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, seed++);
+#endif
+}
+TEST_CASE("Attention on tiles is that of the base over other caches") {
+  if (!tiles_to_test()) return;
+#if defined(HYMBA_AMX)
+  const AttentionShape shape = shape_of(6, 2, 16, 24, 40, 8);
+  Random random(4);
+  Cache<f16> cache(shape, 100, random);
+  const auto q = random.matrix(30, 6 * 16);
+  const std::vector<AttentionSequence<f16>> s = {cache.sequence(Layout::ring, 0, 30, 70)};
+  Matrix<float> tiles(30, 6 * 24), base(30, 6 * 24);
+  run<Amx>(1, shape, q, s, tiles);
+  run<hymba::arch::best>(1, shape, q, s, base);
+  CHECK(tiles == base);
+#endif
+}
 
 TEST_CASE("Attention with the published model's heads") {
   check<hymba::arch::best, float>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, 1);
@@ -258,52 +386,22 @@ TEST_CASE("Attention with the published model's heads") {
 }
 
 TEST_CASE("Attention of a batch is that of its sequences alone, on any number of threads") {
-  for (const std::int64_t window : {0, 90}) {
-    const AttentionShape shape = shape_of(10, 2, 16, 40, window, 20);
-    Random random(9);
-    const std::vector<std::int64_t> rows = {1, 40, 0, 1, 3, 1, 200}, first = {700, 10, 5, 0, 1100, 5000, 300};
-    std::vector<Cache<f16>> caches;
-    std::int64_t total = 0;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      caches.emplace_back(shape, first[i] + rows[i], random);
-      total += rows[i];
-    }
-    const auto q = random.matrix(total, 10 * 16, 1);
-    std::vector<AttentionSequence<f16>> all;
-    Matrix<float> alone(total, 10 * 40, 5);
-    std::int64_t at = 0;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      all.push_back(caches[i].sequence(Layout::ring, at, rows[i], first[i]));
-      run<hymba::arch::best>(1, shape, q, std::vector<AttentionSequence<f16>>{all.back()}, alone);
-      at += rows[i];
-    }
-    for (int threads = 1; threads <= max_threads; ++threads) {
-      Matrix<float> out(total, 10 * 40, 2);
-      run<hymba::arch::best>(threads, shape, q, all, out, 1000);
-      CHECK(out == alone);
-      CHECK(out.gaps_untouched());
-    }
-  }
+  check_batch<hymba::arch::best, f16>();
+#if defined(HYMBA_AMX)
+  if (tiles_to_test()) check_batch<Amx, bf16>();
+#endif
 }
 
 TEST_CASE("Attention with large scores neither overflows nor loses the largest") {
-  const AttentionShape shape{1, 1, 4, 4, 0, 0, 1.0f};
-  Random random(3);
-  Cache<float> cache(shape, 200, random);
-  auto q = random.matrix(1, 4);
-  for (int i = 0; i < 4; ++i) q(0, i) *= 1e4f;
-  Matrix<float> out(1, 4);
-  const std::vector<AttentionSequence<float>> s = {cache.sequence(Layout::whole, 0, 1, 199)};
-  run<hymba::arch::best>(1, shape, q, s, out);
-  Worst worst;
-  compare(shape, q, s[0], out, worst);
-  CHECK_MESSAGE(worst.ok(), worst);
+  check_large_scores<hymba::arch::best, float>();
+#if defined(HYMBA_AMX)
+  if (tiles_to_test()) check_large_scores<Amx, bf16>();
+#endif
 }
 
 TEST_CASE("Attention of nothing does nothing") {
-  Matrix<float> q(0, 8), out(0, 8);
-  run<hymba::arch::best>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
-                         std::vector<AttentionSequence<float>>{}, out);
-  run<hymba::arch::best>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
-                         std::vector<AttentionSequence<float>>(2), out);
+  check_nothing<hymba::arch::best, float>();
+#if defined(HYMBA_AMX)
+  if (tiles_to_test()) check_nothing<Amx, bf16>();
+#endif
 }

@@ -49,12 +49,15 @@ hymba_test::Threads executor(int threads) { return hymba_test::Threads(std::min(
 
 /// Exactly the scratch that is asked for, full of NaN: nothing may be assumed of it.
 struct ScratchMemory {
-  AlignedBuffer memory;
+  AlignedBuffer memory, shared;
   Scratch scratch;
-  ScratchMemory(std::size_t per_thread, int threads)
-      : memory(per_thread * static_cast<std::size_t>(threads)), scratch{memory.data(), per_thread} {
+  ScratchMemory(std::size_t per_thread, int threads, std::size_t shared_bytes = 0)
+      : memory(per_thread * static_cast<std::size_t>(threads)),
+        shared(shared_bytes),
+        scratch{memory.data(), per_thread, shared.data()} {
     REQUIRE(per_thread % 64 == 0);
     if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());
+    if (shared.size() > 0) std::memset(shared.data(), 0xff, shared.size());
   }
 };
 
@@ -80,7 +83,7 @@ struct Layer {
   Matrix<float> forward(int threads, bool with_bias, Store store) const {
     using Kernel = kernel_for<op::Gemm, Arch>;
     auto exec = executor(threads);
-    const ScratchMemory s(Kernel::scratch_bytes(rows, in, out), threads);
+    const ScratchMemory s(Kernel::scratch_bytes(rows, in, out), threads, gemm_shared_bytes<Arch>(rows, in, out));
     Matrix<float> result = y;
     Kernel::run(exec, s.scratch, x.view(), weights(), with_bias ? bias.data() : nullptr, result.view(), store);
     CHECK(result.gaps_untouched());
@@ -497,7 +500,7 @@ TEST_CASE("amx: a row's bits do not depend on the rows it is computed with") {
             for (std::int64_t o = 0; o < out; ++o) got(r, o) = all.y(t + r, o);
           }
           using Kernel = kernel_for<op::Gemm, Amx>;
-          const ScratchMemory s(Kernel::scratch_bytes(count, in, out), 1);
+          const ScratchMemory s(Kernel::scratch_bytes(count, in, out), 1, gemm_shared_bytes<Amx>(count, in, out));
           hymba_test::Threads exec(1);
           Kernel::run(exec, s.scratch, all.x.view().row_range(t, count), all.weights(),
                       with_bias ? all.bias.data() : nullptr, got.view(), store);

@@ -18,7 +18,8 @@ using namespace hymba;
 // ----------------------------------------------------------------------------------------------
 
 static_assert(ValidVariant<presets::Hymba1_5B> && ValidVariant<presets::Hymba350M> &&
-              ValidVariant<presets::Hymba125M> && ValidVariant<presets::Barebones>);
+              ValidVariant<presets::Hymba125M> && ValidVariant<presets::Barebones> &&
+              ValidVariant<presets::Llama3_2_3B>);
 static_assert(is_static_variant<presets::Hymba1_5B> && !is_static_variant<DynamicHymba>);
 static_assert(parameters<presets::Hymba1_5B>() == 1'522'797'824);
 static_assert(cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192) == 78'915'840);
@@ -30,6 +31,14 @@ static_assert(transformer_cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192)
 // A window layer stops growing at W + 1 positions behind the meta tokens.
 static_assert(cached_positions(1024, 128, 8192) == 128 + 1025 && cached_positions(1024, 128, 10) == 138 &&
               cached_positions(0, 128, 8192) == 128 + 8192);
+
+// The transformer that the paper compares with: every layer caches 8 heads of 128 + 128 for every token.
+static_assert(parameters<presets::Llama3_2_3B>() == 3'212'749'824);
+static_assert(cache_bytes(architecture<presets::Llama3_2_3B>, 2, 1) == 114'688);
+static_assert(cache_bytes(architecture<presets::Llama3_2_3B>, 2, 8192) == 939'524'096);
+static_assert(cache_bytes(architecture<presets::Llama3_2_3B>, 2, 8192) ==
+              transformer_cache_bytes(architecture<presets::Llama3_2_3B>, 2, 8192));
+static_assert(state_bytes<presets::Llama3_2_3B>() == 0);
 
 struct PublishedGroups : presets::Hymba1_5B {
   using sharing = Groups<Group<1, 2>, Group<3, 4>, Group<5, 6>, Group<7, 8>, Group<9, 10>, Group<11, 12>, Group<13, 14>,

@@ -13,6 +13,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 HYMBA_NAMESPACE_BEGIN
 
 /// Alignment of every array the library owns, in bytes: one cache line, one AVX-512 register.
@@ -24,7 +28,12 @@ constexpr std::size_t aligned_size(std::size_t size) { return (size + alignment 
 /// Asks for memory that is not cleared first: for blocks whose every byte is written before it is read.
 struct Uninitialised {};
 
-/// Owns zero-initialised bytes aligned to `alignment`. Movable, not copyable.
+/// Size of the pages that large blocks ask for, in bytes: a matrix product touches more small pages than a processor
+/// remembers the addresses of.
+inline constexpr std::size_t large_page = std::size_t{2} << 20;
+
+/// Owns zero-initialised bytes aligned to `alignment`; a block of several large pages starts at one and asks the system
+/// for them. Movable, not copyable.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
@@ -35,7 +44,11 @@ class AlignedBuffer {
   AlignedBuffer(std::size_t bytes, Uninitialised) : size_(bytes) {
     if (bytes == 0) return;
     if (aligned_size(bytes) < bytes) throw std::bad_alloc();  // rounding up wrapped around
-    data_ = static_cast<std::byte*>(::operator new(aligned_size(bytes), std::align_val_t{alignment}));
+    data_ = static_cast<std::byte*>(::operator new(aligned_size(bytes), alignment_of(bytes)));
+#if defined(__linux__)
+    // A wish: the system may have none, and then small pages do.
+    if (bytes >= large_from) ::madvise(data_, aligned_size(bytes), MADV_HUGEPAGE);
+#endif
   }
   AlignedBuffer(AlignedBuffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
   AlignedBuffer& operator=(AlignedBuffer&& o) noexcept {
@@ -43,13 +56,18 @@ class AlignedBuffer {
     std::swap(size_, o.size_);
     return *this;
   }
-  ~AlignedBuffer() { ::operator delete(data_, std::align_val_t{alignment}); }
+  ~AlignedBuffer() { ::operator delete(data_, alignment_of(size_)); }
 
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
 
  private:
+  static constexpr std::size_t large_from = 2 * large_page;
+  static constexpr std::align_val_t alignment_of(std::size_t bytes) {
+    return std::align_val_t{bytes >= large_from ? large_page : alignment};
+  }
+
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <hymba/core/macros.hpp>
+#include <hymba/core/quantised.hpp>
 #include <hymba/core/types.hpp>
 
 #include <cstddef>
@@ -18,14 +19,30 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// Scalar types a checkpoint's tensors may have.
-enum class DType { f32, f16, bf16 };
+/// Types a checkpoint's tensors may have: scalars, and the quantised rows of core/quantised.hpp.
+enum class DType { f32, f16, bf16, int8, int4 };
 
+constexpr bool is_quantised(DType t) { return t == DType::int8 || t == DType::int4; }
+/// Bytes of one scalar. @pre not quantised: rows are no arrays of scalars.
 constexpr std::size_t dtype_bytes(DType t) { return t == DType::f32 ? 4 : 2; }
-constexpr const char* dtype_name(DType t) { return t == DType::f32 ? "F32" : t == DType::f16 ? "F16" : "BF16"; }
+constexpr const char* dtype_name(DType t) {
+  switch (t) {
+    case DType::f32: return "F32";
+    case DType::f16: return "F16";
+    case DType::bf16: return "BF16";
+    case DType::int8: return "int8";
+    default: return "int4";
+  }
+}
+/// Bytes of a row of `cols` numbers.
+constexpr std::size_t dtype_row_bytes(DType t, std::int64_t cols) {
+  if (t == DType::int8) return Int8Rows::row_bytes(cols);
+  if (t == DType::int4) return Int4Rows::row_bytes(cols);
+  return static_cast<std::size_t>(cols) * dtype_bytes(t);
+}
 
-/// One tensor: row-major, `bytes.size()` equals the product of `shape` times dtype_bytes(dtype). The data need not be
-/// aligned to its scalar type.
+/// One tensor: row-major. `shape` counts numbers, whatever their type; `bytes` holds as many rows of its last size as
+/// the other sizes multiply to (quantised tensors have two sizes). The data need not be aligned to its scalar type.
 struct TensorRef {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;

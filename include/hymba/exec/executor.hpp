@@ -4,13 +4,17 @@
 //
 //   executor.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept { ... });
 //
-// returns when all are done. `thread` is below `threads()` and no two tasks run at once with the same one, so it indexes
-// scratch memory. Neither bodies nor parallel_for throw: a step that stops half-way leaves its sessions' states unusable.
-// Sessions and batches each make one, `Executor(threads)`, and keep it; a pool shared by many is a small handle. A user's own pool is any type that models `Executor`.
+// returns when all are done. `thread` is below `threads()` and no two tasks run at once with the same one, so it
+// indexes scratch memory. Neither bodies nor parallel_for throw: a step that stops half-way leaves its sessions' states
+// unusable. Sessions and batches each make one, `Executor(threads)`, and keep it; a pool shared by many is a small
+// handle. A user's own pool is any type that models `Executor`. The library's executors run tasks with denormal numbers
+// counting as zero (exec/flush_denormals.hpp), on every thread alike; with one that does not, results may differ where
+// numbers get below 1.2e-38.
 #pragma once
 
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
+#include <hymba/exec/flush_denormals.hpp>
 
 #include <concepts>
 #include <cstdint>
@@ -48,6 +52,7 @@ class Serial {
   int threads() const { return 1; }
   template <class Body>
   void parallel_for(std::int64_t tasks, Body&& body) const {
+    const FlushDenormals flush;
     for (std::int64_t i = 0; i < tasks; ++i) body(i, 0);
   }
 };
@@ -66,11 +71,16 @@ class OpenMp {
   template <class Body>
   void parallel_for(std::int64_t tasks, Body&& body) const {
     if (tasks <= 1 || threads_ == 1) {
+      const FlushDenormals flush;
       for (std::int64_t i = 0; i < tasks; ++i) body(i, 0);
       return;
     }
-#pragma omp parallel for schedule(static) num_threads(threads_)
-    for (std::int64_t i = 0; i < tasks; ++i) body(i, omp_get_thread_num());
+#pragma omp parallel num_threads(threads_)
+    {
+      const FlushDenormals flush;
+#pragma omp for schedule(static) nowait
+      for (std::int64_t i = 0; i < tasks; ++i) body(i, omp_get_thread_num());
+    }
   }
 
  private:

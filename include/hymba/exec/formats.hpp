@@ -4,6 +4,7 @@
 #pragma once
 
 #include <hymba/core/macros.hpp>
+#include <hymba/core/quantised.hpp>
 #include <hymba/core/types.hpp>
 
 #include <cstddef>
@@ -12,14 +13,15 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// How weight matrices are stored. f64 turns all of a model's arithmetic to double (through arch::scalar): the checks of
-/// gradients use it, nothing else should.
-enum class Weights { f32, bf16, f64 };
+/// How weight matrices are stored. int8 and int4 are quantised rows (core/quantised.hpp). f64 turns all of a model's
+/// arithmetic to double (through arch::scalar): the checks of gradients use it, nothing else should.
+enum class Weights { f32, bf16, f64, f16, int8, int4 };
 /// How keys and values are stored.
 enum class Cache { f32, f16, bf16, f64 };
 
-/// Describes one weight format: `element`, the bytes of a row, and the conversion of a row from and to float.
-/// A quantised format (blocks with scales) is one more specialisation; everything that stores weights asks here.
+/// Describes one weight format: the bytes of a row, one number of a row, and the conversion of a row from and to float.
+/// Formats whose rows are plain arrays name their `element`; quantised ones derive from their rows' layout. Everything
+/// that stores weights asks here.
 template <Weights W>
 struct weight_format;
 
@@ -28,14 +30,34 @@ namespace detail {
 template <class T>
 struct PlainFormat {
   using element = T;
+  static constexpr bool quantised = false;
   static constexpr std::size_t row_bytes(std::int64_t cols) { return static_cast<std::size_t>(cols) * sizeof(T); }
-  static void encode_row(const float* from, std::int64_t cols, void* to) {
+  template <class Real>
+  static Real number(const void* row, std::int64_t, std::int64_t col) {
+    return detail::number<Real>(static_cast<const T*>(row)[col]);
+  }
+  static void encode_row(const float* from, std::int64_t cols, void* to, const float* = nullptr) {
     auto* out = static_cast<T*>(to);
     for (std::int64_t i = 0; i < cols; ++i) out[i] = T(from[i]);
   }
   static void decode_row(const void* from, std::int64_t cols, float* to) {
     const auto* in = static_cast<const T*>(from);
     for (std::int64_t i = 0; i < cols; ++i) to[i] = static_cast<float>(in[i]);
+  }
+};
+
+/// A format of quantised rows.
+template <class Rows>
+struct QuantisedFormat : Rows {
+  static constexpr bool quantised = true;
+  template <class Real>
+  static Real number(const void* row, std::int64_t cols, std::int64_t col) {
+    const auto* bytes = static_cast<const std::byte*>(row);
+    return static_cast<Real>(Rows::scale(bytes, cols, col / quantised_block)) *
+           static_cast<Real>(Rows::integer(bytes, cols, col));
+  }
+  static void decode_row(const void* from, std::int64_t cols, float* to) {
+    for (std::int64_t i = 0; i < cols; ++i) to[i] = number<float>(from, cols, i);
   }
 };
 }  // namespace detail
@@ -49,9 +71,25 @@ struct weight_format<Weights::bf16> : detail::PlainFormat<bf16> {
   static constexpr const char* name = "bf16";
 };
 template <>
+struct weight_format<Weights::f16> : detail::PlainFormat<f16> {
+  static constexpr const char* name = "f16";
+};
+template <>
+struct weight_format<Weights::int8> : detail::QuantisedFormat<Int8Rows> {
+  static constexpr const char* name = "int8";
+};
+template <>
+struct weight_format<Weights::int4> : detail::QuantisedFormat<Int4Rows> {
+  static constexpr const char* name = "int4";
+};
+template <>
 struct weight_format<Weights::f64> : detail::PlainFormat<double> {
   static constexpr const char* name = "f64";
 };
+
+/// The format of the matrices that few bytes and much accuracy hang on (embedding, output, the projections that make a
+/// time step), beside others in `W`: `W` itself, but int8 beside int4.
+inline constexpr Weights fine_weights(Weights w) { return w == Weights::int4 ? Weights::int8 : w; }
 
 /// Describes one cache format: `element` and its name.
 template <Cache C>

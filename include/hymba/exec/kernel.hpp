@@ -25,10 +25,12 @@ struct kernel_for {
                 "hymba::kernel_for<Op, Arch>, or name another Arch in the policy");
 };
 
-/// Per-thread scratch memory handed to kernels: thread t may use `per_thread` bytes at `of(t)`, aligned to 64.
+/// Scratch memory handed to kernels: thread t may use `per_thread` bytes at `of(t)`, aligned to 64; `shared`, aligned
+/// likewise, is one region that the threads of a kernel share as they agree.
 struct Scratch {
   std::byte* base = nullptr;
   std::size_t per_thread = 0;
+  std::byte* shared = nullptr;
 
   template <class T>
   T* of(int thread) const {

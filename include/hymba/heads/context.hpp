@@ -46,7 +46,15 @@ struct Context {
   /// The k-th tensor of this part as numbers; the part declared it with vector_tensor.
   const real* vector(int k) const { return reinterpret_cast<const real*>(parameters[k].data); }
   /// The k-th tensor of this part as a weight matrix; the part declared it with matrix_tensor.
-  WeightMatrix<P::weights> matrix(int k) const { return {parameters[k].data, parameters[k].rows, parameters[k].cols}; }
+  WeightMatrix<P::weights> matrix(int k) const { return as<P::weights>(k); }
+  /// The same where the part declared it with fine_matrix_tensor.
+  WeightMatrix<fine_weights(P::weights)> fine_matrix(int k) const { return as<fine_weights(P::weights)>(k); }
+
+ private:
+  template <Weights W>
+  WeightMatrix<W> as(int k) const {
+    return {parameters[k].data, parameters[k].rows, parameters[k].cols};
+  }
 };
 
 /// Runs operation `Op` on the context's architecture: `run<op::RmsNorm>(context, x, weight, eps, y)`.

@@ -72,8 +72,8 @@ void mamba_forward(const Heads& h, const C& c, const BasicSsmStep<typename C::re
   // Tensors in the order of MambaSizes::tensors_as.
   int k = 1;
   const Real* conv_bias = h.options.conv_bias ? c.vector(k++) : nullptr;
-  const auto x_proj = c.matrix(k++);
-  const auto dt_proj = c.matrix(k++);
+  const auto x_proj = c.fine_matrix(k++);
+  const auto dt_proj = c.fine_matrix(k++);
   const Real* dt_bias = c.vector(k++);
   ++k;  // A_log: only its derived form is used
   const Real* skip = c.vector(k++);

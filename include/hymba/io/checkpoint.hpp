@@ -133,7 +133,7 @@ struct SaveOptions {
 /// expressed; ArgumentError when a tensor's bytes do not fit its shape, or names are not unique.
 inline void save_checkpoint(const std::filesystem::path& folder, const Description& description,
                             std::span<const TensorToWrite> tensors, const SaveOptions& options = {}) {
-  std::array<std::uint64_t, 3> of_dtype{};
+  std::array<std::uint64_t, 5> of_dtype{};
   std::uint64_t total = 0;
   std::vector<std::vector<TensorToWrite>> shards(1);
   std::uint64_t in_shard = 0;
@@ -152,7 +152,8 @@ inline void save_checkpoint(const std::filesystem::path& folder, const Descripti
     of_dtype[static_cast<std::size_t>(t.dtype)] += t.bytes.size();
   }
   constexpr std::array<const char*, 3> torch_names{"float32", "float16", "bfloat16"};
-  const auto commonest = std::max_element(of_dtype.begin(), of_dtype.end()) - of_dtype.begin();
+  // Of the scalar types: quantised rows have no name there, and say themselves what they are.
+  const auto commonest = std::max_element(of_dtype.begin(), of_dtype.begin() + torch_names.size()) - of_dtype.begin();
   const std::string config = config_text(description, torch_names[static_cast<std::size_t>(commonest)]);
 
   std::error_code error;

@@ -27,20 +27,17 @@ Model<V, P> Model<V, P>::open(const std::filesystem::path& folder) {
   return Model(architecture_from<V>(checkpoint.description), std::move(checkpoint.tensors), folder.string());
 }
 
-/// Writes config.json and model.safetensors: matrices in the policy's weight format, everything else in F32.
+/// Writes config.json and model.safetensors: matrices as the model holds them, everything else in F32.
 /// @throws IoError when a file cannot be written.
 template <class V, Policy P>
 void Model<V, P>::save(const std::filesystem::path& folder) const {
-  static_assert(P::weights == Weights::f32 || P::weights == Weights::bf16,
-                "hymba: saving is provided for f32 and bf16 weights");
   std::vector<TensorToWrite> tensors;
   for (const BoundTensor& t : data_->tensors()) {
-    const bool narrow = t.spec.role == TensorRole::matrix && P::weights == Weights::bf16;
-    const DType type = narrow ? DType::bf16 : DType::f32;
+    const Weights format = detail::stored_format(t.spec.role, P::weights);
     tensors.push_back({t.name,
-                       type,
+                       *detail::stored_as(format),
                        {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank},
-                       {t.parameter.data, static_cast<std::size_t>(t.spec.elements()) * dtype_bytes(type)}});
+                       {t.parameter.data, detail::stored_bytes(t.spec, format)}});
   }
   save_checkpoint(folder, architecture().describe(), tensors);
 }

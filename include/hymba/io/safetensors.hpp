@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -306,6 +307,12 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std:
   return header;
 }
 
+namespace detail {
+inline std::string rows_key(std::string_view tensor) { return message("hymba.rows.", tensor); }
+/// The type that the metadata of quantised rows begins with; checked by who reads its number.
+inline DType rows_dtype(std::string_view text) { return text.substr(0, 4) == "int4" ? DType::int4 : DType::int8; }
+}  // namespace detail
+
 /// A safetensors file, mapped and checked. Tensors of every dtype of the format; the bytes are the file's own.
 class SafetensorsFile {
  public:
@@ -334,9 +341,13 @@ class SafetensorsFile {
     return map_->bytes().subspan(static_cast<std::size_t>(header_.data_begin + e.begin),
                                  static_cast<std::size_t>(e.end - e.begin));
   }
-  /// The tensor as a model takes it.
-  /// @throws TensorError when its dtype is not F32, F16 or BF16.
+  /// The tensor as a model takes it: F32, F16, BF16, or quantised rows, which are U8 [rows, bytes of a row] with their
+  /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600").
+  /// @throws TensorError when it is neither, or its rows are not as long as the metadata says.
   TensorRef tensor(const SafetensorsEntry& e) const {
+    if (const auto rows = metadata().find(detail::rows_key(e.name)); rows != metadata().end()) {
+      return {detail::rows_dtype(rows->second), {e.shape.empty() ? 0 : e.shape[0], quantised_columns(e, rows->second)}, bytes(e)};
+    }
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
       if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes(e)};
     }
@@ -345,6 +356,25 @@ class SafetensorsFile {
   }
 
  private:
+  /// The columns that `text` names, when the entry's rows have as many.
+  std::int64_t quantised_columns(const SafetensorsEntry& e, const std::string& text) const {
+    std::int64_t cols = 0;
+    const std::size_t colon = text.find(':');
+    const char* const end = text.data() + text.size();
+    const bool number = colon != std::string::npos && (text.compare(0, colon, "int8") == 0 || text.compare(0, colon, "int4") == 0) &&
+                        std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
+    if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
+      throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is said to hold ", detail::quote(text, 40),
+                                        ", expected int8 or int4 and a number of columns, as in int8:1600"));
+    }
+    const std::size_t row = dtype_row_bytes(detail::rows_dtype(text), cols);
+    if (e.dtype != "U8" || e.shape.size() != 2 || static_cast<std::uint64_t>(e.shape[1]) != row) {
+      throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype, ' ', shape_text(e.shape),
+                                        ", but rows of ", text, " are U8 with ", row, " bytes each"));
+    }
+    return cols;
+  }
+
   std::string name_;
   std::shared_ptr<const FileMap> map_;
   SafetensorsHeader header_;
@@ -368,7 +398,7 @@ struct SafetensorsToWrite {
   std::span<const std::byte> bytes;
 };
 
-/// A tensor to be written: row-major, `bytes.size()` is the product of `shape` times dtype_bytes(dtype).
+/// A tensor to be written, as TensorRef describes one.
 struct TensorToWrite {
   std::string name;
   DType dtype = DType::f32;
@@ -376,7 +406,8 @@ struct TensorToWrite {
   std::span<const std::byte> bytes;
 };
 
-/// Writes a file, whole or not at all. Wider dtypes come first, so that all data is aligned to its scalar type.
+/// Writes a file, whole or not at all. The data starts at a whole cache line; tensors that take whole lines come first,
+/// then wider dtypes before narrower ones, so that everything is aligned to its scalar type and most to lines.
 /// @param metadata goes into the header's `__metadata__`.
 /// @throws IoError when it cannot be written; ArgumentError for a name that appears twice or is reserved or not UTF-8,
 /// an unknown dtype, or bytes that do not fit the shape.
@@ -397,7 +428,8 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
     order.push_back(&t);
   }
   std::stable_sort(order.begin(), order.end(), [](const SafetensorsToWrite* a, const SafetensorsToWrite* b) {
-    return safetensors_dtype_bytes(a->dtype) > safetensors_dtype_bytes(b->dtype);
+    const bool lines = a->bytes.size() % 64 == 0, other = b->bytes.size() % 64 == 0;
+    return lines != other ? lines : !lines && safetensors_dtype_bytes(a->dtype) > safetensors_dtype_bytes(b->dtype);
   });
 
   Json header = Json::object();
@@ -414,7 +446,7 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
   } catch (const Json::type_error&) {
     throw ArgumentError(detail::message("cannot write ", path.string(), ": a name or the metadata is not UTF-8"));
   }
-  text.append((8 - text.size() % 8) % 8, ' ');
+  text.append((64 - (8 + text.size()) % 64) % 64, ' ');
   if (text.size() > safetensors_header_limit) {
     throw ArgumentError(detail::message("cannot write ", path.string(), ": the header would exceed ",
                                         safetensors_header_limit, " bytes"));
@@ -434,8 +466,17 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
                               const std::map<std::string, std::string>& metadata = {}) {
   std::vector<SafetensorsToWrite> all;
   all.reserve(tensors.size());
-  for (const TensorToWrite& t : tensors) all.push_back({t.name, dtype_name(t.dtype), t.shape, t.bytes});
-  write_safetensors(path, std::span<const SafetensorsToWrite>(all), metadata);
+  std::map<std::string, std::string> notes = metadata;
+  for (const TensorToWrite& t : tensors) {
+    if (is_quantised(t.dtype) && t.shape.size() == 2) {
+      notes[detail::rows_key(t.name)] = detail::message(dtype_name(t.dtype), ':', t.shape[1]);
+      const auto row = static_cast<std::int64_t>(dtype_row_bytes(t.dtype, t.shape[1]));
+      all.push_back({t.name, "U8", {t.shape[0], row}, t.bytes});
+    } else {
+      all.push_back({t.name, dtype_name(t.dtype), t.shape, t.bytes});
+    }
+  }
+  write_safetensors(path, std::span<const SafetensorsToWrite>(all), notes);
 }
 
 HYMBA_NAMESPACE_END

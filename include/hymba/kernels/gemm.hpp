@@ -30,27 +30,38 @@ namespace op {
 ///     static void run(E& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
 ///                     MatrixView<float> y, Store store);
 ///     static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out);
+///     static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out);  // may be absent
 ///
 /// y overlaps neither x nor w. T may be 0. `scratch_bytes` grows with each argument: that of the largest sizes serves
-/// all smaller ones.
+/// all smaller ones; likewise `shared_bytes`, of the scratch that threads share.
 ///
 /// Every element is a sum in single precision whose order depends on I and the architecture only: not on T, nor on the
 /// number of threads, nor on where the row lies. A prompt fed in pieces gives the bits of the whole.
 struct Gemm {};
 }  // namespace op
 
+/// Bytes of scratch that the threads of op::Gemm share on `Arch`.
+template <class Arch>
+constexpr std::size_t gemm_shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
+  using Kernel = kernel_for<op::Gemm, Arch>;
+  if constexpr (requires { Kernel::shared_bytes(rows, in, out); }) {
+    return Kernel::shared_bytes(rows, in, out);
+  } else {
+    return 0;
+  }
+}
+
 namespace reference {
 /// op::Gemm in plain loops. `Real` is the type of the sum; y may be wider than float.
 template <class Real, Weights W, class Out, class In = float>
 void gemm(MatrixView<const std::type_identity_t<In>> x, WeightMatrix<W> w, const std::type_identity_t<In>* bias,
           MatrixView<Out> y, Store store) {
-  using Element = typename weight_format<W>::element;
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t o = 0; o < w.rows; ++o) {
-      const auto* row = reinterpret_cast<const Element*>(w.row(o));
+      const std::byte* row = w.row(o);
       Real sum = bias != nullptr ? static_cast<Real>(bias[o]) : Real(0);
       for (std::int64_t i = 0; i < w.cols; ++i) {
-        sum += static_cast<Real>(x(t, i)) * hymba::detail::number<Real>(row[i]);
+        sum += static_cast<Real>(x(t, i)) * weight_format<W>::template number<Real>(row, w.cols, i);
       }
       y(t, o) = static_cast<Out>(store == Store::add ? static_cast<Real>(y(t, o)) + sum : sum);
     }

@@ -99,6 +99,17 @@ class Workspace {
     }
     scratch.per_thread = scratch_bytes(model);
     scratch.base = arena.take<std::byte>(scratch.per_thread * static_cast<std::size_t>(threads));
+    scratch.shared = arena.take<std::byte>(shared_bytes(model));
+  }
+
+  /// The most scratch that the threads of one matrix product share.
+  std::size_t shared_bytes(const ModelData<V, P>& model) const {
+    std::size_t most = 0;
+    for (const BoundTensor& t : model.tensors()) {
+      if (t.spec.role == TensorRole::vector) continue;
+      most = std::max(most, gemm_shared_bytes<typename P::arch>(max_rows_, t.parameter.cols, t.parameter.rows));
+    }
+    return most;
   }
 
   /// The most any kernel of this model wants for each thread.
@@ -107,7 +118,7 @@ class Workspace {
     const Architecture<V>& a = model.architecture();
     std::size_t most = 0;
     for (const BoundTensor& t : model.tensors()) {
-      if (t.spec.role == TensorRole::matrix) {
+      if (t.spec.role != TensorRole::vector) {
         most = std::max(most, Gemm::scratch_bytes(max_rows_, t.parameter.cols, t.parameter.rows));
       }
     }
@@ -266,7 +277,7 @@ template <class V, Policy P>
 void embed(const ModelData<V, P>& model, Workspace<V, P>& w, std::int64_t first_row, std::span<const Token> tokens) {
   const auto table = model.embedding();
   for (const Token token : tokens) {
-    weight_format<P::weights>::decode_row(table.row(token), table.cols, w.x + first_row++ * table.cols);
+    weight_format<fine_weights(P::weights)>::decode_row(table.row(token), table.cols, w.x + first_row++ * table.cols);
   }
 }
 

@@ -16,6 +16,7 @@
 #include <hymba/heads/mlp.hpp>
 #include <hymba/heads/rope_table.hpp>
 #include <hymba/model/declared_tensors.hpp>
+#include <hymba/model/store_tensor.hpp>
 #include <hymba/state/session_state.hpp>
 #include <hymba/variant/architecture.hpp>
 #include <hymba/variant/tensors.hpp>
@@ -74,26 +75,6 @@ class Fingerprint {
   std::uint64_t hash_ = 0xcbf29ce484222325ull;
 };
 
-/// Converts a tensor of any checkpoint type to float. `from` need not be aligned.
-inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t count, float* to) {
-  const std::byte* p = from.bytes.data() + static_cast<std::size_t>(first) * dtype_bytes(from.dtype);
-  if (from.dtype == DType::f32) {
-    std::memcpy(to, p, static_cast<std::size_t>(count) * sizeof(float));
-    return;
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::uint16_t bits = 0;
-    std::memcpy(&bits, p + 2 * i, sizeof(bits));
-    to[i] = from.dtype == DType::bf16 ? static_cast<float>(bf16::from_bits(bits)) : static_cast<float>(f16::from_bits(bits));
-  }
-}
-
-/// The checkpoint type whose bytes are exactly those of the weight format, if there is one.
-template <Weights W>
-constexpr bool stored_as(DType t) {
-  return (W == Weights::f32 && t == DType::f32) || (W == Weights::bf16 && t == DType::bf16);
-}
-
 }  // namespace detail
 
 /// Weights, plan-derived lists and the state after the meta tokens of one model under one policy.
@@ -115,7 +96,7 @@ class ModelData {
     final_norm_ = declared.final_norm;
     output_ = declared.output;
     first_layer_tensor_ = declared.first_of_layers;
-    store(table);
+    store(table, source);
     bind();
     plan_staging();
     rope_ = RopeTable(a.attention);
@@ -126,8 +107,8 @@ class ModelData {
   const Architecture<V>& architecture() const { return arch_; }
   const std::vector<BoundTensor>& tensors() const { return tensors_; }
   const LayerWeights& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
-  WeightMatrix<P::weights> embedding() const { return matrix(tensors_[0]); }
-  WeightMatrix<P::weights> output() const { return matrix(tensors_[output_]); }
+  WeightMatrix<fine_weights(P::weights)> embedding() const { return matrix(tensors_[0]); }
+  WeightMatrix<fine_weights(P::weights)> output() const { return matrix(tensors_[output_]); }
   /// [M, D], or null without meta tokens.
   const float* meta_tokens() const { return arch_.meta_tokens() > 0 ? vector(tensors_[1]) : nullptr; }
   const float* final_norm() const { return vector(tensors_[final_norm_]); }
@@ -152,24 +133,23 @@ class ModelData {
 
  private:
   static const float* vector(const BoundTensor& t) { return reinterpret_cast<const float*>(t.parameter.data); }
-  static WeightMatrix<P::weights> matrix(const BoundTensor& t) {
+  static WeightMatrix<fine_weights(P::weights)> matrix(const BoundTensor& t) {
     return {t.parameter.data, t.parameter.rows, t.parameter.cols};
   }
 
-  /// Bytes of one tensor in the form the model keeps it.
-  static std::size_t stored_bytes(const TensorSpec& t) {
-    return t.role == TensorRole::vector ? static_cast<std::size_t>(t.elements()) * sizeof(float)
-                                        : static_cast<std::size_t>(t.dims[0]) * format::row_bytes(t.dims[1]);
-  }
+  static Weights stored_format(const TensorSpec& t) { return detail::stored_format(t.role, P::weights); }
+  static std::size_t stored_bytes(const TensorSpec& t) { return detail::stored_bytes(t, stored_format(t)); }
   /// True when the table's bytes can be used as they lie: right type, aligned for it.
   static bool usable_in_place(const TensorSpec& t, const TensorRef& from) {
-    const bool same = t.role == TensorRole::vector ? from.dtype == DType::f32 : detail::stored_as<P::weights>(from.dtype);
-    return same && reinterpret_cast<std::uintptr_t>(from.bytes.data()) % dtype_bytes(from.dtype) == 0;
+    const std::size_t aligned = is_quantised(from.dtype) ? sizeof(float) : dtype_bytes(from.dtype);
+    return detail::stored_as(stored_format(t)) == from.dtype &&
+           reinterpret_cast<std::uintptr_t>(from.bytes.data()) % aligned == 0;
   }
 
-  void store(const TensorTable& table) {
+  void store(const TensorTable& table, const std::string& source) {
     std::size_t owned = 0;
     for (const BoundTensor& t : tensors_) {
+      detail::check_type(t.name, t.spec, *table.find(t.name), source);
       if (!usable_in_place(t.spec, *table.find(t.name))) owned += aligned_size(stored_bytes(t.spec));
     }
     owned_ = AlignedBuffer(owned, Uninitialised{});
@@ -177,25 +157,17 @@ class ModelData {
     detail::Fingerprint print;
     print.add(format::name);
     print.add(cache_format<P::cache>::name);
-    std::vector<float> row;
+    typename P::executor all(0);  // quantising takes long on one core
     for (BoundTensor& t : tensors_) {
       const TensorRef& from = *table.find(t.name);
-      t.parameter.rows = t.spec.rank == 1 ? 1 : t.spec.dims[0];
-      t.parameter.cols = t.spec.elements() / t.parameter.rows;
+      const detail::StoredShape shape(t.spec);
+      t.parameter.rows = shape.rows;
+      t.parameter.cols = shape.cols;
       if (usable_in_place(t.spec, from)) {
         t.parameter.data = from.bytes.data();
       } else {
         t.parameter.data = next;
-        if (t.spec.role == TensorRole::vector) {
-          detail::to_float(from, 0, t.spec.elements(), reinterpret_cast<float*>(next));
-        } else {
-          row.resize(static_cast<std::size_t>(t.parameter.cols));
-          for (std::int64_t r = 0; r < t.parameter.rows; ++r) {
-            detail::to_float(from, r * t.parameter.cols, t.parameter.cols, row.data());
-            format::encode_row(row.data(), t.parameter.cols,
-                               next + static_cast<std::size_t>(r) * format::row_bytes(t.parameter.cols));
-          }
-        }
+        detail::store_tensor(all, t.spec, from, stored_format(t.spec), nullptr, next);
         next += aligned_size(stored_bytes(t.spec));
       }
       print.add(t.name);

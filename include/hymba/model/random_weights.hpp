@@ -89,13 +89,46 @@ void fill_random(const TensorSpec& t, RandomFill fill, std::uint64_t seed, Put&&
   }
 }
 
+/// Writes a matrix as quantised rows of uniform integers whose scales make them spread as far as `fill` says.
+inline void fill_random_rows(const TensorSpec& t, RandomFill fill, std::uint64_t seed, DType type, std::byte* to) {
+  const std::int64_t cols = t.dims[1];
+  const bool halves = type == DType::int4;
+  const std::size_t values = halves ? Int4Rows::value_bytes(cols) : Int8Rows::value_bytes(cols);
+  const std::size_t scale_bytes = halves ? Int4Rows::scale_bytes : Int8Rows::scale_bytes;
+  const float scale = fill.spread / (halves ? 7.0f * 8.0f : 127.0f);
+  constexpr std::uint32_t multipliers = 0x88888888u;
+  for (std::int64_t r = 0; r < t.dims[0]; ++r, to += dtype_row_bytes(type, cols)) {
+    std::memset(to, 0, dtype_row_bytes(type, cols));
+    for (std::size_t i = 0; i < values; i += 8) {
+      const std::uint64_t bits = splitmix64(seed);
+      std::memcpy(to + i, &bits, 8);
+    }
+    if (halves) {  // value 0 would be -8, without a counterpart; padding is zero
+      for (std::int64_t i = 0; i < static_cast<std::int64_t>(values); ++i) {
+        const std::int64_t col = i / 64 * Int4Rows::group + i % 64;
+        const auto low = to[i] & std::byte{0x0f}, high = to[i] & std::byte{0xf0};
+        to[i] = (col >= cols || low == std::byte{0} ? std::byte{0x08} : low) |
+                (col + 64 >= cols || high == std::byte{0} ? std::byte{0x80} : high);
+      }
+    } else {
+      std::memset(to + cols, 0, values - static_cast<std::size_t>(cols));
+    }
+    for (std::int64_t b = 0; b < quantised_blocks(cols); ++b) {
+      std::byte* const at = to + values + static_cast<std::size_t>(b) * scale_bytes;
+      std::memcpy(at, &scale, sizeof(scale));
+      if (halves) std::memcpy(at + sizeof(scale), &multipliers, sizeof(multipliers));
+    }
+  }
+}
+
 }  // namespace detail
 
 /// Random weights for an architecture, of the size an untrained model starts with: matrices of variance 1 / inputs,
 /// norms and scales near 1, biases near 0, Mamba's own recipe for A and the time steps. Every tensor of the published
 /// layout is there; a tensor of a part of one's own is filled by its role (matrix, or vector near 1; near 0 when its
 /// name ends in ".bias"). The same seed gives the same numbers, up to the last bit of std::log and std::pow.
-/// @param dtype the scalar type of all tensors.
+/// @param dtype the scalar type of all tensors; with int8 and int4 that of the matrices, the fine ones being int8 and
+/// everything else F32.
 /// @throws std::bad_alloc.
 template <class V>
 TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType dtype = DType::f32) {
@@ -105,9 +138,16 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
     const std::string prefix = "model.layers." + std::to_string(i) + '.';
     for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) { specs.emplace_back(prefix + t.name, t); });
   }
+  const auto type_of = [&](const TensorSpec& t) {
+    if (!is_quantised(dtype)) return dtype;
+    return t.role == TensorRole::vector ? DType::f32 : t.role == TensorRole::fine ? DType::int8 : dtype;
+  };
+  const auto size_of = [&](const TensorSpec& t) {
+    const std::int64_t cols = t.dims[static_cast<std::size_t>(t.rank - 1)];
+    return static_cast<std::size_t>(t.elements() / cols) * dtype_row_bytes(type_of(t), cols);
+  };
   std::size_t bytes = 0;
-  for (const auto& [name, t] : specs)
-    bytes += aligned_size(static_cast<std::size_t>(t.elements()) * dtype_bytes(dtype));
+  for (const auto& [name, t] : specs) bytes += aligned_size(size_of(t));
   auto memory = std::make_shared<AlignedBuffer>(bytes, Uninitialised{});
 
   TensorTable table;
@@ -124,7 +164,7 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
         std::memcpy(next + static_cast<std::size_t>(i) * sizeof(stored), &stored, sizeof(stored));
       });
     };
-    switch (dtype) {
+    switch (type_of(t)) {
       case DType::f32:
         filled_as([](float v) { return v; });
         break;
@@ -134,9 +174,13 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
       case DType::bf16:
         filled_as([](float v) { return bf16(v); });
         break;
+      case DType::int8:
+      case DType::int4:
+        detail::fill_random_rows(t, fill, tensor_seed, type_of(t), next);
+        break;
     }
-    const std::size_t size = static_cast<std::size_t>(t.elements()) * dtype_bytes(dtype);
-    table.tensors[name] = {dtype, {t.dims.begin(), t.dims.begin() + t.rank}, {next, size}};
+    const std::size_t size = size_of(t);
+    table.tensors[name] = {type_of(t), {t.dims.begin(), t.dims.begin() + t.rank}, {next, size}};
     next += aligned_size(size);
   }
   table.owner = std::move(memory);

@@ -170,7 +170,7 @@ class Trainer {
     u.step = steps_ + 1;
     if (options_.clip > 0) u.gradient_scale = std::min(1.0, options_.clip / (report.gradient_norm + 1e-6));
     for (const TrainedTensor& t : parameters_.tensors()) {
-      u.weight_decay = t.spec.role == TensorRole::matrix ? options_.weight_decay : 0;
+      u.weight_decay = t.spec.role != TensorRole::vector ? options_.weight_decay : 0;
       kernel_for<op::AdamW, typename P::arch>::run(executor_, Scratch{}, u, t.count(), parameters_.weight(t),
                                                    parameters_.gradient(t), first_moments().data() + t.offset,
                                                    second_moments().data() + t.offset);

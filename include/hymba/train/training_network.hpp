@@ -222,6 +222,12 @@ class TrainingNetwork {
     sequence_workspace_ = arena.template take<std::byte>(sequences * sequence_workspace_bytes);
     scratch_.per_thread = scratch_bytes();
     scratch_.base = arena.template take<std::byte>(scratch_.per_thread * size(executor_.threads()));
+    std::size_t shared_bytes = 0;
+    for (const TrainedTensor& t : parameters_.tensors()) {
+      if (t.spec.role == TensorRole::vector) continue;
+      shared_bytes = std::max(shared_bytes, gemm_shared_bytes<typename P::arch>(max_rows_, t.cols(), t.rows()));
+    }
+    scratch_.shared = arena.template take<std::byte>(shared_bytes);
   }
 
   /// The most any kernel wants for each thread.
@@ -230,7 +236,7 @@ class TrainingNetwork {
     std::size_t most = 0;
     const auto want = [&](std::size_t bytes) { most = std::max(most, bytes); };
     for (const TrainedTensor& t : parameters_.tensors()) {
-      if (t.spec.role != TensorRole::matrix) {
+      if (t.spec.role == TensorRole::vector) {
         want(kernel_for<op::RmsNormBackward, Arch>::scratch_bytes(t.cols()));
         continue;
       }

@@ -61,8 +61,8 @@ struct MambaSizes {
   constexpr void tensors_as(MambaOptions options, Visit&& visit) const {
     visit(vector_tensor("mamba.conv1d.weight", inner, 1, conv_taps));
     if (options.conv_bias) visit(vector_tensor("mamba.conv1d.bias", inner));
-    visit(matrix_tensor("mamba.x_proj.0.weight", dt_rank + 2 * d_state, inner));
-    visit(matrix_tensor("mamba.dt_proj.0.weight", inner, dt_rank));
+    visit(fine_matrix_tensor("mamba.x_proj.0.weight", dt_rank + 2 * d_state, inner));
+    visit(fine_matrix_tensor("mamba.dt_proj.0.weight", inner, dt_rank));
     visit(vector_tensor("mamba.dt_proj.0.bias", inner));
     visit(vector_tensor("mamba.A_log.0", inner, d_state));
     visit(vector_tensor("mamba.D.0", inner));

@@ -58,6 +58,15 @@ struct Barebones {
   static constexpr bool projection_bias = true;
 };
 
+/// The shape of Llama-3.2-3B, to compare with: 3,212,749,824 parameters, 114,688 bytes of cache per token in 16 bits.
+/// Its own scaling of the rotary frequencies is none of those here, so this is for measuring, not for its weights.
+struct Llama3_2_3B {
+  using attention = AttentionHeads<24, 8, 128, 128, Rope<500000>>;
+  using mlp = SwiGlu<8192>;
+  static constexpr int width = 3072, layers = 28, vocabulary = 128256;
+  static constexpr double rms_eps = 1e-5;
+};
+
 }  // namespace presets
 
 /// Any model in the published layout: every size and switch comes from its config.json.

@@ -14,6 +14,7 @@ HYMBA_NAMESPACE_BEGIN
 /// How a tensor is stored in a model.
 enum class TensorRole {
   matrix,  ///< in the policy's weight format; the two-dimensional operands of matrix products
+  fine,    ///< a matrix in the format that fine_weights (exec/formats.hpp) names: few bytes, on which much depends
   vector,  ///< always in single precision: norms, biases, convolution taps, A_log, D
 };
 
@@ -37,6 +38,10 @@ constexpr TensorSpec vector_tensor(const char* name, std::int64_t a, std::int64_
 /// A matrix [out, in]: y = x w^T.
 constexpr TensorSpec matrix_tensor(const char* name, std::int64_t out, std::int64_t in) {
   return {name, TensorRole::matrix, 2, {out, in, 1}};
+}
+/// A matrix [out, in] that is stored more finely than others where others are stored coarsely.
+constexpr TensorSpec fine_matrix_tensor(const char* name, std::int64_t out, std::int64_t in) {
+  return {name, TensorRole::fine, 2, {out, in, 1}};
 }
 
 /// Stands where a variant has no part of some kind.

@@ -56,10 +56,10 @@ constexpr void for_each_layer_part(const Architecture<V>& a, int i, Visit&& visi
 /// Visits the tensors that belong to no layer: `visit(TensorSpec)`. Full names.
 template <class V, class Visit>
 constexpr void for_each_model_tensor(const Architecture<V>& a, Visit&& visit) {
-  visit(matrix_tensor("model.embed_tokens.weight", a.vocabulary, a.width));
+  visit(fine_matrix_tensor("model.embed_tokens.weight", a.vocabulary, a.width));
   if (a.meta_tokens() > 0) visit(vector_tensor("model.memory_tokens", a.meta_tokens(), a.width));
   visit(vector_tensor("model.final_layernorm.weight", a.width));
-  if (!a.tied_embeddings) visit(matrix_tensor("lm_head.weight", a.vocabulary, a.width));
+  if (!a.tied_embeddings) visit(fine_matrix_tensor("lm_head.weight", a.vocabulary, a.width));
 }
 
 HYMBA_NAMESPACE_END

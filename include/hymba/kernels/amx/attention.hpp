@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// op::Attention over bf16 caches on AMX tiles, for prefill and decode.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/core/types.hpp>
+#include <hymba/core/view.hpp>
+#include <hymba/exec/arch.hpp>
+#include <hymba/exec/kernel.hpp>
+#include <hymba/exec/simd.hpp>
+#include <hymba/kernels/amx/tiles.hpp>
+#include <hymba/kernels/attention.hpp>
+#include <hymba/kernels/attention_engine.hpp>
+#include <hymba/kernels/attention_shape.hpp>
+#include <hymba/kernels/block_grid.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+
+HYMBA_NAMESPACE_BEGIN
+
+#if defined(HYMBA_AMX)
+
+namespace detail::amx {
+
+/// The sums of a span on tiles: queries, keys, values and weights in bf16, sums and softmax in single precision.
+///
+/// Scores are Q K^T and the weighted sum is P V, 32 positions (a step) at a time, steps at multiples of their size.
+/// Rows of scores are then rows of weights: narrowing two vectors of them gives the left operand of the second product
+/// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. A tile of rows has
+/// its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill most
+/// of the first-level cache, and weights take their place: writing to a cache further out takes longer than products.
+///
+/// A step of which a row sees nothing adds zeros to its sums, or is left out: the bits are the same.
+struct AttentionTiles {
+  static constexpr std::int64_t panel = tile_rows;  ///< rows whose scores are held at a time
+  static constexpr std::int64_t task_rows = 24 * panel;
+  static constexpr std::int64_t step = tile_depth;  ///< positions per step
+  static constexpr std::int64_t steps = attention_span / step;
+  /// Of a row of scores, in floats: rows start in different sets of the first-level cache.
+  static constexpr std::int64_t score_stride = attention_span + 16;
+  static constexpr std::int64_t row_bytes = score_stride * static_cast<std::int64_t>(sizeof(float));
+  static constexpr int columns_at_once = 4;  ///< tiles of the weighted sum held at a time
+  static constexpr float log2_e = 1.44269504f;
+
+  static constexpr std::int64_t depth_steps(const AttentionShape& s) { return units_of(s.key_width, tile_depth); }
+  static constexpr std::int64_t value_tiles(const AttentionShape& s) { return units_of(s.value_width, tile_rows); }
+
+  struct Workspace {
+    bf16* queries;   ///< [row tiles][depth steps] tiles
+    bf16* keys;      ///< [steps][depth steps][2] tiles, each of 16 positions
+    bf16* values;    ///< [value tiles][steps] tiles
+    float* scores;   ///< [panel][score_stride], then weights at the start of each row
+    bf16* gathered;  ///< [step][the larger width]: rows that do not lie together
+
+    constexpr Workspace(const AttentionShape& s, std::int64_t rows, AttentionMemory& memory)
+        : queries(memory.take<bf16>(rows * depth_steps(s) * tile_depth)),
+          keys(memory.take<bf16>(steps * depth_steps(s) * 2 * tile_size)),
+          values(memory.take<bf16>(value_tiles(s) * steps * tile_size)),
+          scores(memory.take<float>(panel * score_stride)),
+          gathered(memory.take<bf16>(step * std::max(s.key_width, s.value_width))) {}
+  };
+
+  /// The steps of the span at `start` that hold something visible: those of the pinned positions, those of the others.
+  struct Steps {
+    struct Range {
+      std::int64_t first, last;
+    } range[2];
+
+    Steps(const AttentionVisible& v, std::int64_t start) {
+      const std::int64_t end = std::min(start + attention_span, v.last + 1);
+      range[0] = {0, std::max<std::int64_t>(0, units_of(std::min(v.pinned, end) - start, step))};
+      range[1].last = std::max(range[0].last, units_of(end - start, step));
+      range[1].first = std::clamp((v.low - start) / step, range[0].last, range[1].last);
+    }
+    std::int64_t first() const { return range[0].last > 0 ? 0 : range[1].first; }
+    std::int64_t last() const { return range[1].last; }
+    template <class F>
+    HYMBA_ALWAYS_INLINE void each(F&& f) const {
+      for (const Range& r : range) {
+        for (std::int64_t s = r.first; s < r.last; ++s) f(s);
+      }
+    }
+  };
+
+  // --- Packing -------------------------------------------------------------------------------------------------------
+
+  /// Queries as tiles of the left operand. A negative scale is its magnitude and the opposite queries.
+  template <class E>
+  static void prepare(const AttentionTask<E>& t, MatrixView<const float> q, const Workspace& w) {
+    const std::int64_t width = t.shape.key_width, r = attention_group(t.shape), rows = t.rows();
+    const std::int64_t depth = depth_steps(t.shape);
+    const __m512i sign = _mm512_set1_epi32(t.shape.scale < 0 ? static_cast<int>(0x80008000u) : 0);
+    for (std::int64_t row = 0; row < round_up(rows, tile_rows); ++row) {
+      bf16* to = w.queries + row / tile_rows * depth * tile_size + row % tile_rows * tile_depth;
+      const float* const from =
+          row < rows ? q.row(t.sequence.first_row + t.token + row / r) + (t.head * r + row % r) * width : nullptr;
+      for (std::int64_t d = 0; d < depth; ++d, to += tile_size) {
+        const std::int64_t rest = width - d * tile_depth;
+        const __m512i v = from == nullptr       ? _mm512_setzero_si512()
+                          : rest >= tile_depth ? load_row<false>(from + d * tile_depth, rest)
+                                               : load_row<true>(from + d * tile_depth, rest);
+        _mm512_store_si512(to, _mm512_xor_si512(v, sign));
+      }
+    }
+  }
+
+  /// Rows [first, first + step) of keys or values: where they lie when one segment holds them all, else a copy with
+  /// zeros for those in no segment, which nobody sees and which are multiplied by zero.
+  template <class E, class Rows>
+  static const bf16* rows_at(const AttentionTask<E>& t, std::int64_t first, std::int64_t width, Rows&& rows,
+                             bf16* gathered) {
+    if (const KeyValueSegment<E>* const s = t.holder(first, step)) return rows(*s, first);
+    std::fill_n(gathered, step * width, bf16());
+    for (int i = 0; i < t.sequence.segment_count; ++i) {
+      const KeyValueSegment<E>& s = t.sequence.segments[i];
+      const std::int64_t a = std::max(first, s.first_position), c = std::min(first + step, s.first_position + s.count);
+      if (a < c) std::copy_n(rows(s, a), (c - a) * width, gathered + (a - first) * width);
+    }
+    return gathered;
+  }
+
+  /// Memory that is packed some steps later, fetched into the second-level cache, a few rows with every tile that is
+  /// packed now: a head's rows are too short a stream for the processor to keep memory busy by itself.
+  class Ahead {
+   public:
+    Ahead() = default;
+    /// `columns` of each of a step's rows of `width`, in `parts` parts.
+    Ahead(const bf16* rows, std::int64_t width, std::int64_t columns, std::int64_t parts)
+        : at_(reinterpret_cast<const char*>(rows)),
+          row_bytes_(width * static_cast<std::int64_t>(sizeof(bf16))),
+          bytes_(columns * static_cast<std::int64_t>(sizeof(bf16))),
+          rows_(step),
+          share_(units_of(step, parts)) {}
+    HYMBA_ALWAYS_INLINE void fetch() {
+      for (std::int64_t i = 0; i < share_ && rows_ > 0; ++i, --rows_, at_ += row_bytes_) {
+        for (std::int64_t line = 0; line < bytes_; line += 64) __builtin_prefetch(at_ + line, 0, 2);
+      }
+    }
+
+   private:
+    const char* at_ = nullptr;
+    std::int64_t row_bytes_ = 0, bytes_ = 0, rows_ = 0, share_ = 0;
+  };
+
+  /// Columns [first, first + count) of the values, in tiles.
+  struct Columns {
+    std::int64_t first, count;
+  };
+
+  /// In which order a span's memory is used: its keys, its values (a few columns of all positions after the other), the
+  /// keys of the task's next span or, after the last span, those of the next head, which this thread likely takes next.
+  template <class E>
+  struct Walk {
+    static constexpr std::int64_t lead = 4;  ///< steps fetched ahead
+
+    const AttentionTask<E>& task;
+    AttentionTask<E> next;
+    std::int64_t first, end, next_first;  ///< positions; `next_first` of the keys of `next`
+    std::int64_t columns;                 ///< of values at a time, in tiles
+
+    Walk(const AttentionTask<E>& t, const AttentionVisible& v, std::int64_t start, const Steps& all,
+         std::int64_t columns_)
+        : task(t),
+          next(t),
+          first(start + all.first() * step),
+          end(start + all.last() * step),
+          next_first(v.next_span(start)),
+          columns(columns_) {
+      if (next_first < 0) {
+        ++next.head;
+        next_first = v.span_start(0);
+      }
+      next_first += Steps(v, next_first).first() * step;
+    }
+    /// What to fetch while the keys at `at` are packed, in a part for every tile.
+    Ahead with_keys(std::int64_t at) const {
+      const std::int64_t parts = 2 * depth_steps(task.shape), over = at + lead * step - end;
+      return over < 0 ? keys(task, end + over, parts) : values(first + over, 0, parts);
+    }
+    /// What to fetch while some columns of the values at `at` are packed, in a part for every pair of rows.
+    Ahead with_values(std::int64_t at, const Columns& c) const {
+      const std::int64_t over = at + lead * step - end, behind = c.first + c.count;
+      if (over < 0) return values(end + over, c.first, tile_rows);
+      if (behind < value_tiles(task.shape)) return values(first + over, behind, tile_rows);
+      return next.head < task.shape.kv_heads ? keys(next, next_first + over, tile_rows) : Ahead();
+    }
+    static Ahead keys(const AttentionTask<E>& t, std::int64_t at, std::int64_t parts) {
+      const KeyValueSegment<E>* const s = t.holder(at, step);
+      return s != nullptr ? Ahead(t.keys(*s, at), t.shape.key_width, t.shape.key_width, parts) : Ahead();
+    }
+    Ahead values(std::int64_t at, std::int64_t column, std::int64_t parts) const {
+      const KeyValueSegment<E>* const s = task.holder(at, step);
+      const std::int64_t width = task.shape.value_width;
+      const std::int64_t count = std::min(columns * tile_rows, width - column * tile_rows);
+      return s != nullptr ? Ahead(task.values(*s, at) + column * tile_rows, width, count, parts) : Ahead();
+    }
+  };
+
+  template <class E>
+  static void pack_keys(const AttentionTask<E>& t, std::int64_t first, Ahead next, const Workspace& w, bf16* to) {
+    const std::int64_t width = t.shape.key_width;
+    const bf16* const from = rows_at(
+        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.keys(s, p); }, w.gathered);
+    for (std::int64_t d = 0; d < width; d += tile_depth) {
+      for (std::int64_t k = 0; k < step; k += tile_rows, to += tile_size) {
+        next.fetch();
+        if (width - d >= tile_depth) {
+          pack_tile<Depth::along, true, false>(from + k * width + d, width, tile_rows, tile_depth, to);
+        } else {
+          pack_tile<Depth::along, true, true>(from + k * width + d, width, tile_rows, width - d, to);
+        }
+      }
+    }
+  }
+  /// 32 columns of two rows of values as pairs, 16 of them in each of two tiles.
+  template <bool Partial>
+  static HYMBA_ALWAYS_INLINE void pack_pairs(const bf16* even, const bf16* odd, std::int64_t columns, bf16* left,
+                                             bf16* right) {
+    // Interleaving works within quarters of a vector: the row's first half goes to the low halves of the quarters.
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m512i a = _mm512_permutexvar_epi64(order, load_row<Partial>(even, columns));
+    const __m512i b = _mm512_permutexvar_epi64(order, load_row<Partial>(odd, columns));
+    _mm512_store_si512(left, _mm512_unpacklo_epi16(a, b));
+    if (!Partial || columns > tile_rows) _mm512_store_si512(right, _mm512_unpackhi_epi16(a, b));
+  }
+  /// Some columns, row after row; their tiles `stride` apart.
+  template <class E>
+  static void pack_values(const AttentionTask<E>& t, std::int64_t first, const Columns& columns, Ahead next,
+                          const Workspace& w, bf16* to, std::int64_t stride) {
+    const std::int64_t width = t.shape.value_width, c = columns.first * tile_rows;
+    const std::int64_t count = std::min(columns.count * tile_rows, width - c);
+    const bf16* from = rows_at(
+        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.values(s, p); }, w.gathered);
+    from += c;
+    for (std::int64_t p = 0; p < tile_rows; ++p, from += 2 * width, to += tile_depth) {
+      next.fetch();
+      bf16* tile = to;
+      std::int64_t i = 0;
+      for (; i + tile_depth <= count; i += tile_depth, tile += 2 * stride) {
+        pack_pairs<false>(from + i, from + width + i, tile_depth, tile, tile + stride);
+      }
+      if (i < count) pack_pairs<true>(from + i, from + width + i, count - i, tile, tile + stride);
+    }
+  }
+
+  // --- Products ------------------------------------------------------------------------------------------------------
+
+  /// Scores of a tile of rows and the positions of a step, in tiles 0 and 1, or 2 and 3 for the other `Half`. (GCC
+  /// wants the tiles as literals.)
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void score_products(const bf16* queries, const bf16* keys, std::int64_t depth) {
+    if constexpr (Half == 0) {
+      _tile_zero(0);
+      _tile_zero(1);
+    } else {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (std::int64_t d = 0; d < depth; ++d, queries += tile_size, keys += 2 * tile_size) {
+      _tile_stream_loadd(6, keys, 64);
+      _tile_stream_loadd(7, keys + tile_size, 64);
+      if constexpr (Half == 0) {
+        _tile_loadd(4, queries, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      } else {
+        _tile_loadd(5, queries, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+  }
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void score_store(float* to) {
+    if constexpr (Half == 0) {
+      _tile_stored(0, to, row_bytes);
+      _tile_stored(1, to + tile_rows, row_bytes);
+    } else {
+      _tile_stored(2, to, row_bytes);
+      _tile_stored(3, to + tile_rows, row_bytes);
+    }
+  }
+  /// Scores of a tile of rows and all positions. `keys(s)` gives the tiles of step s. Tiles are stored behind the next
+  /// step's products: stores that wait would keep these from being scheduled.
+  template <class Keys>
+  static void scores(const bf16* queries, const Steps& own, std::int64_t depth, float* to, Keys&& keys) {
+    float* before = nullptr;
+    bool half = false;
+    own.each([&](std::int64_t s) {
+      const bf16* const k = keys(s);
+      if (half) {
+        score_products<1>(queries, k, depth);
+        score_store<0>(before);
+      } else {
+        score_products<0>(queries, k, depth);
+        if (before != nullptr) score_store<1>(before);
+      }
+      before = to + s * step;
+      half = !half;
+    });
+    if (before == nullptr) return;
+    if (half) {
+      score_store<0>(before);
+    } else {
+      score_store<1>(before);
+    }
+  }
+
+  /// Weighted sums of a tile of rows and C tiles of value columns over some steps. `values(s)` gives the first tile of
+  /// step s; the others follow `next` apart.
+  template <int C, class Values>
+  static void weighted_sum(const bf16* weights, const Steps& own, float* to, std::int64_t stride, std::int64_t next,
+                           Values&& values) {
+    static_assert(C == 1 || C == 2 || C == 4);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    own.each([&](std::int64_t s) {
+      const bf16* const v = values(s);
+      _tile_loadd(4, weights + s * step, row_bytes);
+      _tile_stream_loadd(6, v, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (C >= 2) {
+        _tile_stream_loadd(7, v + next, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (C == 4) {
+        _tile_stream_loadd(6, v + 2 * next, 64);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_stream_loadd(7, v + 3 * next, 64);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+    });
+    const std::int64_t to_bytes = stride * static_cast<std::int64_t>(sizeof(float));
+    _tile_stored(0, to, to_bytes);
+    if constexpr (C >= 2) _tile_stored(1, to + tile_rows, to_bytes);
+    if constexpr (C == 4) {
+      _tile_stored(2, to + 2 * tile_rows, to_bytes);
+      _tile_stored(3, to + 3 * tile_rows, to_bytes);
+    }
+  }
+
+  /// The same for all columns. `values(s, columns)` gives the tiles of step s.
+  template <class Values>
+  static void weighted_sums(const bf16* weights, std::int64_t tiles, const Steps& own, float* to, std::int64_t next,
+                            Values&& values) {
+    const std::int64_t stride = tiles * tile_rows;
+    std::int64_t c = 0;
+    const auto some = [&](auto count) {
+      weighted_sum<count()>(weights, own, to + c * tile_rows, stride, next,
+                            [&](std::int64_t s) { return values(s, Columns{c, count()}); });
+      c += count();
+    };
+    while (c + columns_at_once <= tiles) some(std::integral_constant<int, columns_at_once>{});
+    if (c + 2 <= tiles) some(std::integral_constant<int, 2>{});
+    if (c < tiles) some(std::integral_constant<int, 1>{});
+  }
+
+  // --- Softmax -------------------------------------------------------------------------------------------------------
+
+  /// Hides what position `i` does not see of the span at `start`.
+  static void hide(const AttentionShape& shape, std::int64_t i, std::int64_t start, const Steps& own, float* scores) {
+    const auto within = [&](std::int64_t p) { return std::clamp<std::int64_t>(p - start, 0, attention_span); };
+    const auto hidden = [&](std::int64_t a, std::int64_t c) {
+      for (const Steps::Range& r : own.range) {
+        for (std::int64_t k = std::max(a, r.first * step); k < std::min(c, r.last * step); ++k) {
+          scores[k] = -std::numeric_limits<float>::infinity();
+        }
+      }
+    };
+    if (shape.window > 0) hidden(within(std::min(shape.pinned, i + 1)), within(i - shape.window));
+    hidden(within(i + 1), attention_span);
+  }
+
+  /// Powers of two, good enough to be narrowed. `scale` and `bias`, in units of 2^-23, make of a score the bits of the
+  /// float that interpolates its power linearly; a cubic corrects the mantissa, from [1, 2) into [1, 2), with a
+  /// relative error below 2^-13.2 (tried for every mantissa). Rounding of the bits adds 2^-17. Zero, or a subnormal
+  /// number that narrowing makes zero, below 2^-126, for -inf and for NaN.
+  static HYMBA_ALWAYS_INLINE __m512 exp2(__m512 score, __m512 scale, __m512 bias) {
+    const __m512i low = _mm512_set1_epi32(0x007fffff);
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 t = _mm512_max_ps(_mm512_fmadd_ps(score, scale, bias), _mm512_setzero_ps());
+    const __m512i bits = _mm512_cvtps_epi32(t);
+    // Mantissa of `bits`, exponent of 1; then mantissa of the polynomial, exponent of `bits`.
+    const __m512 g = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, bits, _mm512_castps_si512(one), 0xca));
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.408b4ap-4f), g, _mm512_set1_ps(-0x1.14fa14p-7f));
+    p = _mm512_fmadd_ps(p, g, _mm512_set1_ps(0x1.e90360p-2f));
+    p = _mm512_fmadd_ps(p, g, _mm512_set1_ps(0x1.cf81aep-2f));
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, _mm512_castps_si512(p), bits, 0xca));
+  }
+
+  /// A row of scores to weights, its largest score and the sum of its weights, as they are narrowed: what is divided by
+  /// is what was multiplied with. `scale` in units of log2. Weights may lie where the scores do.
+  static HYMBA_ALWAYS_INLINE void softmax(const float* scores, const Steps& own, float scale, bf16* weights,
+                                          float& largest, float& sum) {
+    __m512 m0 = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), m1 = m0;
+    own.each([&](std::int64_t s) {
+      m0 = _mm512_max_ps(_mm512_load_ps(scores + s * step), m0);
+      m1 = _mm512_max_ps(_mm512_load_ps(scores + s * step + 16), m1);
+    });
+    const float most = _mm512_reduce_max_ps(_mm512_max_ps(m0, m1));
+    if (!(most > -std::numeric_limits<float>::infinity())) {
+      largest = attention_lowest;
+      sum = 0.0f;
+      own.each([&](std::int64_t s) { _mm512_store_si512(weights + s * step, _mm512_setzero_si512()); });
+      return;
+    }
+    largest = most * scale;
+    constexpr float unit = 0x1p23f;
+    const __m512 by = _mm512_set1_ps(scale * unit), bias = _mm512_set1_ps((127.0f - largest) * unit);
+    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    __m512 total = _mm512_setzero_ps();
+    own.each([&](std::int64_t s) {
+      const __m512i p = narrow(exp2(_mm512_load_ps(scores + s * step), by, bias),
+                               exp2(_mm512_load_ps(scores + s * step + 16), by, bias));
+      _mm512_store_si512(weights + s * step, p);
+      total = _mm512_dpbf16_ps(total, (__m512bh)p, (__m512bh)ones);
+    });
+    sum = _mm512_reduce_add_ps(total);
+  }
+
+  // --- A span --------------------------------------------------------------------------------------------------------
+
+  template <class E>
+  static void attend(const AttentionTask<E>& t, const Workspace& w, const AttentionVisible& visible, std::int64_t start,
+                     const AttentionPartial& to) {
+    const std::int64_t depth = depth_steps(t.shape), tiles = value_tiles(t.shape), rows = t.rows();
+    const TileScope scope;
+    const Steps all(visible, start);
+    if (rows <= tile_rows) {
+      // Every packed tile is used once, from a small buffer: second-level caches are slow to write.
+      const Walk<E> walk(t, visible, start, all, columns_at_once);
+      const bf16* const weights = weigh(t, w, visible, start, 0, rows, all, to, [&](std::int64_t s) {
+        written_before_tiles();
+        pack_keys(t, start + s * step, walk.with_keys(start + s * step), w, w.keys);
+        written_before_tiles();
+        return w.keys;
+      });
+      weighted_sums(weights, tiles, all, to.values, tile_size, [&](std::int64_t s, const Columns& c) {
+        written_before_tiles();
+        pack_values(t, start + s * step, c, walk.with_values(start + s * step, c), w, w.values, tile_size);
+        written_before_tiles();
+        return w.values;
+      });
+      return;
+    }
+    const Columns columns{0, tiles};
+    const Walk<E> walk(t, visible, start, all, tiles);
+    all.each([&](std::int64_t s) {
+      pack_keys(t, start + s * step, walk.with_keys(start + s * step), w, w.keys + s * depth * 2 * tile_size);
+    });
+    all.each([&](std::int64_t s) {
+      pack_values(t, start + s * step, columns, walk.with_values(start + s * step, columns), w,
+                  w.values + s * tile_size, steps * tile_size);
+    });
+    const auto keys = [&](std::int64_t s) { return w.keys + s * depth * 2 * tile_size; };
+    const auto values = [&](std::int64_t s, const Columns& c) {
+      return w.values + (c.first * steps + s) * tile_size;
+    };
+    for (std::int64_t p = 0; p < rows; p += panel) {
+      const std::int64_t here = std::min(panel, rows - p), r = attention_group(t.shape);
+      const AttentionVisible seen(t.shape, visible.first + p / r, visible.first + (p + here - 1) / r);
+      const Steps own(seen, start);
+      const bf16* const weights = weigh(t, w, visible, start, p, here, own, to, keys);
+      weighted_sums(weights, tiles, own, to.values + p * tiles * tile_rows, steps * tile_size, values);
+    }
+  }
+
+  /// Weights of rows [first, first + count), a tile of them, with their largest scores and sums. Rows behind the last
+  /// are not weights but whatever is there: their sums are nobody's.
+  template <class E, class Keys>
+  static const bf16* weigh(const AttentionTask<E>& t, const Workspace& w, const AttentionVisible& visible,
+                           std::int64_t start, std::int64_t first, std::int64_t count, const Steps& own,
+                           const AttentionPartial& to, Keys&& keys) {
+    const std::int64_t depth = depth_steps(t.shape), r = attention_group(t.shape);
+    const float scale = std::fabs(t.shape.scale) * log2_e;
+    written_before_tiles();
+    scores(w.queries + first * depth * tile_depth, own, depth, w.scores, keys);
+    written_before_tiles();
+    for (std::int64_t i = 0; i < count; ++i) {
+      float* const row = w.scores + i * score_stride;
+      hide(t.shape, visible.first + (first + i) / r, start, own, row);
+      softmax(row, own, scale, reinterpret_cast<bf16*>(row), to.largest[first + i], to.sum[first + i]);
+    }
+    written_before_tiles();
+    return reinterpret_cast<const bf16*>(w.scores);
+  }
+};
+
+}  // namespace detail::amx
+
+/// op::Attention over bf16 caches with queries and weights rounded to bf16 too (nearest even; subnormals become zero);
+/// scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other caches it is that
+/// of Base.
+template <class Base>
+struct kernel_for<op::Attention, arch::amx<Base>> {
+  using Impl = detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>;
+
+  static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
+    return std::max(Impl::scratch_bytes(shape, max_rows),
+                    kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows));
+  }
+
+  template <class E, class Exec>
+  static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
+                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
+    if constexpr (std::is_same_v<E, bf16>) {
+      Impl::template run<E>(exec, scratch, shape, q, sequences, out);
+    } else {
+      kernel_for<op::Attention, Base>::template run<E>(exec, scratch, shape, q, sequences, out);
+    }
+  }
+};
+
+#endif  // HYMBA_AMX
+
+HYMBA_NAMESPACE_END

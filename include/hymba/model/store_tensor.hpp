@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How one tensor of a checkpoint becomes a model's: which format it is kept in, and the conversion.
+#pragma once
+
+#include <hymba/core/error.hpp>
+#include <hymba/core/macros.hpp>
+#include <hymba/core/quoted.hpp>
+#include <hymba/core/tensor_table.hpp>
+#include <hymba/exec/formats.hpp>
+#include <hymba/variant/tensor_spec.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+HYMBA_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// The format of a tensor beside weights in `w`: vectors are always in single precision.
+constexpr Weights stored_format(TensorRole role, Weights w) {
+  return role == TensorRole::vector ? Weights::f32 : role == TensorRole::fine ? fine_weights(w) : w;
+}
+
+/// The checkpoint type whose bytes are exactly those of a weight format, if there is one.
+constexpr std::optional<DType> stored_as(Weights w) {
+  switch (w) {
+    case Weights::f32: return DType::f32;
+    case Weights::f16: return DType::f16;
+    case Weights::bf16: return DType::bf16;
+    case Weights::int8: return DType::int8;
+    case Weights::int4: return DType::int4;
+    default: return std::nullopt;
+  }
+}
+
+/// Calls `f(std::integral_constant<Weights, w>{})`. @pre `w` is no f64.
+template <class F>
+decltype(auto) with_format(Weights w, F&& f) {
+  switch (w) {
+    case Weights::f16: return f(std::integral_constant<Weights, Weights::f16>{});
+    case Weights::bf16: return f(std::integral_constant<Weights, Weights::bf16>{});
+    case Weights::int8: return f(std::integral_constant<Weights, Weights::int8>{});
+    case Weights::int4: return f(std::integral_constant<Weights, Weights::int4>{});
+    default: return f(std::integral_constant<Weights, Weights::f32>{});
+  }
+}
+
+/// Rows and columns of a tensor as kernels see it: a vector is one row.
+struct StoredShape {
+  std::int64_t rows, cols;
+  constexpr explicit StoredShape(const TensorSpec& t)
+      : rows(t.rank == 1 ? 1 : t.dims[0]), cols(t.elements() / rows) {}
+};
+
+/// Bytes of one tensor kept in `format`.
+inline std::size_t stored_bytes(const TensorSpec& t, Weights format) {
+  const StoredShape shape(t);
+  return with_format(format, [&](auto w) {
+    return static_cast<std::size_t>(shape.rows) * weight_format<w()>::row_bytes(shape.cols);
+  });
+}
+
+/// Converts numbers [first, first + count) of a tensor of any checkpoint type to float; of a quantised one a whole row.
+/// `from` need not be aligned.
+inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t count, float* to) {
+  if (is_quantised(from.dtype)) {
+    const std::byte* row =
+        from.bytes.data() + static_cast<std::size_t>(first / count) * dtype_row_bytes(from.dtype, count);
+    from.dtype == DType::int8 ? weight_format<Weights::int8>::decode_row(row, count, to)
+                              : weight_format<Weights::int4>::decode_row(row, count, to);
+    return;
+  }
+  const std::byte* p = from.bytes.data() + static_cast<std::size_t>(first) * dtype_bytes(from.dtype);
+  if (from.dtype == DType::f32) {
+    std::memcpy(to, p, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, p + 2 * i, sizeof(bits));
+    to[i] = from.dtype == DType::bf16 ? static_cast<float>(bf16::from_bits(bits)) : static_cast<float>(f16::from_bits(bits));
+  }
+}
+
+/// Writes a tensor in `format` to `to`, stored_bytes of it. `importance` as for encode_row, or null.
+template <class Exec>
+void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, const float* importance,
+                  std::byte* to) {
+  const StoredShape shape(t);
+  with_format(format, [&](auto w) {
+    using Format = weight_format<w()>;
+    const std::int64_t parts = std::min<std::int64_t>(shape.rows, 4 * exec.threads());
+    std::vector<float> rows(static_cast<std::size_t>(exec.threads() * shape.cols));
+    exec.parallel_for(parts, [&](std::int64_t part, int thread) noexcept {
+      float* const row = rows.data() + thread * shape.cols;
+      for (std::int64_t r = shape.rows * part / parts; r < shape.rows * (part + 1) / parts; ++r) {
+        to_float(from, r * shape.cols, shape.cols, row);
+        Format::encode_row(row, shape.cols, to + static_cast<std::size_t>(r) * Format::row_bytes(shape.cols), importance);
+      }
+    });
+  });
+}
+
+/// @throws TensorError for a tensor whose type cannot hold what it is for.
+inline void check_type(const std::string& name, const TensorSpec& t, const TensorRef& from, const std::string& source) {
+  if (t.role == TensorRole::vector && is_quantised(from.dtype)) {
+    throw TensorError(message(source, ": tensor ", quote(name), " is ", dtype_name(from.dtype),
+                              ", expected F32, F16 or BF16: only matrices are quantised"));
+  }
+}
+
+}  // namespace detail
+
+HYMBA_NAMESPACE_END
