@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A model and its sessions behind virtual functions, so that one program holds every pair of weight and cache formats
-// and the commands are compiled once. Each pair is one source file, model_*.cpp.
+// and the commands are compiled once. Each pair is one compilation of instances/model.cpp.
 #pragma once
 
 #include <hymba/core/tensor_table.hpp>
@@ -82,9 +82,11 @@ class AnyModel {
 
 using AnyArchitecture = hymba::Architecture<hymba::DynamicHymba>;
 
-/// Instantiated in model_*.cpp.
+/// Instantiated in instances/model.cpp.
+/// @param tiles run on arch::amx, whose products round activations; without it nothing but the formats is rounded.
+/// @pre with `tiles`, tiles_available().
 template <hymba::Weights W, hymba::Cache C>
-std::unique_ptr<AnyModel> make_model(const AnyArchitecture& architecture, hymba::TensorTable tensors,
+std::unique_ptr<AnyModel> make_model(bool tiles, const AnyArchitecture& architecture, hymba::TensorTable tensors,
                                      const std::string& source);
 
 }  // namespace cli

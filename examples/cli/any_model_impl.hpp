@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What every model_*.cpp instantiates.
+// What instances/model.cpp instantiates.
 #pragma once
 
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/policy.hpp>
+#include <hymba/exec/team.hpp>
+#include <hymba/kernels/amx/gemm.hpp>
 #include <hymba/model/model.hpp>
 
 #include <string_view>
@@ -67,6 +69,11 @@ inline constexpr bool on_tiles = false;
 template <class Base>
 inline constexpr bool on_tiles<hymba::arch::amx<Base>> = true;
 
+/// Whether tiles take the weights without rounding them.
+template <hymba::Weights W>
+inline constexpr bool tiles_take =
+    W == hymba::Weights::bf16 || W == hymba::Weights::int8 || W == hymba::Weights::int4;
+
 /// What a policy's matrix products of many rows run on.
 template <class Policy>
 constexpr MatrixUnit matrix_unit() {
@@ -77,10 +84,10 @@ constexpr MatrixUnit matrix_unit() {
   return MatrixUnit::multiply_add;
 }
 
-template <hymba::Weights W, hymba::Cache C>
+template <hymba::Weights W, hymba::Cache C, class Arch>
 class ModelOf final : public AnyModel {
  public:
-  using Model = hymba::Model<hymba::DynamicHymba, hymba::Cpu<W, C>>;
+  using Model = hymba::Model<hymba::DynamicHymba, hymba::Cpu<W, C, Arch, hymba::Team>>;
   ModelOf(const AnyArchitecture& architecture, hymba::TensorTable tensors, const std::string& source)
       : model_(architecture, std::move(tensors), source) {}
   std::unique_ptr<AnySession> session(const SessionSettings& settings) const override {
@@ -124,9 +131,17 @@ class ModelOf final : public AnyModel {
 };
 
 template <hymba::Weights W, hymba::Cache C>
-std::unique_ptr<AnyModel> make_model(const AnyArchitecture& architecture, hymba::TensorTable tensors,
-                                     const std::string& source) {
-  return std::make_unique<ModelOf<W, C>>(architecture, std::move(tensors), source);
+std::unique_ptr<AnyModel> make_model([[maybe_unused]] bool tiles, const AnyArchitecture& architecture,
+                                     hymba::TensorTable tensors, const std::string& source) {
+#if defined(HYMBA_AMX)
+  if constexpr (tiles_take<W>) {
+    if (tiles) {
+      using Tiles = hymba::arch::amx<hymba::arch::best>;
+      return std::make_unique<ModelOf<W, C, Tiles>>(architecture, std::move(tensors), source);
+    }
+  }
+#endif
+  return std::make_unique<ModelOf<W, C, hymba::arch::best>>(architecture, std::move(tensors), source);
 }
 
 }  // namespace cli

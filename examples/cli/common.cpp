@@ -5,9 +5,12 @@
 #include <hymba/core/tensor_check.hpp>
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/atomic_file.hpp>
+#include <hymba/exec/amx.hpp>
 #include <hymba/io/checkpoint.hpp>
+#include <hymba/kernels/amx/tiles.hpp>
 #include <hymba/model/generation.hpp>
 #include <hymba/model/random_weights.hpp>
+#include <hymba/model/store_tensor.hpp>
 #include <hymba/text/text_stream.hpp>
 #include <hymba/variant/costs.hpp>
 
@@ -64,10 +67,15 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
   add_number(command, "--threads", o.threads, "Threads; 0: all cores");
   command
       .add_option("--weights", o.weights,
-                  "Weights in memory. Default: bf16 when every matrix of the checkpoint is BF16, else f32, so that "
-                  "nothing is lost")
-      ->type_name("f32|bf16");
+                  "Weights in memory. Default: as every matrix of the checkpoint is stored, else f32, so that nothing is "
+                  "lost")
+      ->type_name("f32|f16|bf16|int8|int4");
   command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
+  command
+      .add_option("--arch", o.arch,
+                  "What runs it. simd: vectors, nothing but the formats is rounded; amx: tiles, which round activations to "
+                  "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it")
+      ->type_name("auto|simd|amx");
   if (max_context_default != nullptr) {
     add_number(command, "--max-context", o.max_context,
                std::string("Tokens a session can hold. Default: ") + max_context_default);
@@ -104,13 +112,16 @@ void add_sampling(CLI::App& command, SamplingArguments& a) {
       command.add_flag("--greedy", a.greedy, "Always the most likely token")->excludes(temperature)->group("Sampling"));
 }
 
-std::string name_of(hymba::Weights w) { return w == hymba::Weights::f32 ? "f32" : "bf16"; }
+std::string name_of(hymba::Weights w) {
+  return hymba::detail::with_format(w, [](auto format) { return std::string(hymba::weight_format<format()>::name); });
+}
 std::string name_of(hymba::Cache c) { return c == hymba::Cache::f32 ? "f32" : c == hymba::Cache::f16 ? "f16" : "bf16"; }
 hymba::Weights weights_named(std::string_view name) {
-  for (const auto w : {hymba::Weights::f32, hymba::Weights::bf16}) {
+  for (const auto w : {hymba::Weights::f32, hymba::Weights::f16, hymba::Weights::bf16, hymba::Weights::int8,
+                       hymba::Weights::int4}) {
     if (name == name_of(w)) return w;
   }
-  throw UsageError(message("--weights is ", quoted(name), ", expected f32 or bf16"));
+  throw UsageError(message("--weights is ", quoted(name), ", expected f32, f16, bf16, int8 or int4"));
 }
 hymba::Cache cache_named(std::string_view name) {
   for (const auto c : {hymba::Cache::f32, hymba::Cache::f16, hymba::Cache::bf16}) {
@@ -136,51 +147,72 @@ std::size_t machine_memory() {
 
 std::size_t cache_element_bytes(hymba::Cache c) { return c == hymba::Cache::f32 ? 4 : 2; }
 
-/// True when every matrix of the architecture is stored in BF16.
-bool matrices_are_bf16(const AnyArchitecture& a, const hymba::TensorTable& table) {
+/// The format of weights in which every matrix of a checkpoint is used where it lies; f32 when there is none.
+hymba::Weights stored_format(const AnyArchitecture& a, const hymba::TensorTable& table) {
   const auto specs = tensor_specs(a);
-  return std::all_of(specs.begin(), specs.end(), [&](const auto& t) {
-    return t.second.role != hymba::TensorRole::matrix || table.find(t.first)->dtype == hymba::DType::bf16;
-  });
+  for (const auto w : {hymba::Weights::bf16, hymba::Weights::f16, hymba::Weights::int8, hymba::Weights::int4}) {
+    if (std::all_of(specs.begin(), specs.end(), [&](const auto& t) {
+          return t.second.role == hymba::TensorRole::vector ||
+                 table.find(t.first)->dtype == hymba::detail::stored_as(hymba::detail::stored_format(t.second.role, w));
+        })) {
+      return w;
+    }
+  }
+  return hymba::Weights::f32;
 }
 
-/// The type of a checkpoint whose matrices are used where they lie, or converted with the least loss.
-hymba::DType stored_type(hymba::Weights weights) {
-  return weights == hymba::Weights::f32   ? hymba::DType::f32
-         : weights == hymba::Weights::f16 ? hymba::DType::f16
-                                          : hymba::DType::bf16;
-}
+/// The type that random weights are made in for a format.
+hymba::DType stored_type(hymba::Weights weights) { return *hymba::detail::stored_as(weights); }
 
 /// Bytes of matrices that are not stored in the format asked for and will be converted into memory.
 std::size_t converted_bytes(const AnyArchitecture& a, const hymba::TensorTable& table, hymba::Weights weights) {
-  const hymba::DType in_place = stored_type(weights);
   std::size_t bytes = 0;
   for (const auto& [name, t] : tensor_specs(a)) {
-    if (t.role == hymba::TensorRole::matrix && table.find(name)->dtype != in_place) {
-      bytes += static_cast<std::size_t>(t.elements()) * hymba::dtype_bytes(in_place);
+    const hymba::Weights kept = hymba::detail::stored_format(t.role, weights);
+    if (t.role != hymba::TensorRole::vector && table.find(name)->dtype != hymba::detail::stored_as(kept)) {
+      bytes += hymba::detail::stored_bytes(t, kept);
     }
   }
   return bytes;
 }
 
 template <hymba::Weights W>
-std::unique_ptr<AnyModel> make_with(hymba::Cache cache, const AnyArchitecture& a, hymba::TensorTable table,
+std::unique_ptr<AnyModel> make_with(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
                                     const std::string& source) {
-  switch (cache) {
+  switch (formats.cache) {
     case hymba::Cache::f16:
-      return make_model<W, hymba::Cache::f16>(a, std::move(table), source);
+      return make_model<W, hymba::Cache::f16>(formats.tiles, a, std::move(table), source);
     case hymba::Cache::bf16:
-      return make_model<W, hymba::Cache::bf16>(a, std::move(table), source);
+      return make_model<W, hymba::Cache::bf16>(formats.tiles, a, std::move(table), source);
     default:
-      return make_model<W, hymba::Cache::f32>(a, std::move(table), source);
+      return make_model<W, hymba::Cache::f32>(formats.tiles, a, std::move(table), source);
   }
 }
 
 std::unique_ptr<AnyModel> make_in(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
                                   const std::string& source) {
-  return formats.weights == hymba::Weights::f32
-             ? make_with<hymba::Weights::f32>(formats.cache, a, std::move(table), source)
-             : make_with<hymba::Weights::bf16>(formats.cache, a, std::move(table), source);
+  return hymba::detail::with_format(
+      formats.weights, [&](auto w) { return make_with<w()>(formats, a, std::move(table), source); });
+}
+
+/// Whether this program was compiled for tiles and the machine has them.
+bool tiles_available() {
+#if defined(HYMBA_AMX)
+  return hymba::amx_available();
+#else
+  return false;
+#endif
+}
+
+/// What --arch asks for. @throws UsageError.
+bool tiles_asked_for(const CommonOptions& o) {
+  if (o.arch == "auto") return tiles_available();
+  if (o.arch == "simd") return false;
+  if (o.arch != "amx") throw UsageError(message("--arch is ", quoted(o.arch), ", expected auto, simd or amx"));
+  if (!tiles_available()) {
+    throw UsageError("--arch is amx, but this program was not compiled for AMX, or the machine has none");
+  }
+  return true;
 }
 
 }  // namespace
@@ -213,11 +245,22 @@ void check_checkpoint(const AnyArchitecture& a, const hymba::TensorTable& table,
 void check_common(const CommonOptions& o) {
   if (!o.weights.empty()) weights_named(o.weights);
   if (!o.cache.empty()) cache_named(o.cache);
+  tiles_asked_for(o);
   if (o.threads < 0 || o.threads > 4096) {
     throw UsageError(message("--threads is ", o.threads, ", expected 0 (all cores) to 4096"));
   }
   if (o.max_context < 0) throw UsageError(message("--max-context is ", o.max_context, ", expected 1 or more"));
 }
+
+namespace {
+std::size_t random_bytes(const AnyArchitecture& a, hymba::Weights weights) {
+  std::size_t bytes = 0;
+  for (const auto& [name, t] : tensor_specs(a)) {
+    bytes += hymba::detail::stored_bytes(t, hymba::detail::stored_format(t.role, weights));
+  }
+  return bytes;
+}
+}  // namespace
 
 OpenModel random_model(const CommonOptions& o, const hymba::Description& description) {
   check_common(o);
@@ -227,8 +270,9 @@ OpenModel random_model(const CommonOptions& o, const hymba::Description& descrip
                  .model = nullptr};
   if (!o.weights.empty()) open.formats.weights = weights_named(o.weights);
   if (!o.cache.empty()) open.formats.cache = cache_named(o.cache);
+  open.formats.tiles = tiles_asked_for(o);
   const hymba::DType type = stored_type(open.formats.weights);
-  check_fits(static_cast<std::size_t>(hymba::parameters(open.architecture)) * hymba::dtype_bytes(type), o.model);
+  check_fits(random_bytes(open.architecture, open.formats.weights), o.model);
   hymba::TensorTable tensors = hymba::random_tensors(open.architecture, 1, type);
   const Stopwatch watch;
   open.model = make_in(open.formats, open.architecture, std::move(tensors), o.model);
@@ -252,8 +296,7 @@ OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved
                  .formats = {},
                  .model = nullptr};
   check_checkpoint(open.architecture, checkpoint.tensors, o.model);
-  const bool bf16 = matrices_are_bf16(open.architecture, checkpoint.tensors);
-  open.formats = {weights.value_or(bf16 ? hymba::Weights::bf16 : hymba::Weights::f32), cache};
+  open.formats = {weights.value_or(stored_format(open.architecture, checkpoint.tensors)), cache, tiles_asked_for(o)};
   check_fits(converted_bytes(open.architecture, checkpoint.tensors, open.formats.weights),
              "the model in " + name_of(open.formats.weights));
   open.model = make_in(open.formats, open.architecture, std::move(checkpoint.tensors), o.model);

@@ -39,6 +39,7 @@ void add_perplexity(CLI::App& app, Command& run);
 void add_inspect(CLI::App& app, Command& run);
 void add_logits(CLI::App& app, Command& run);
 void add_tokenize(CLI::App& app, Command& run);
+void add_quantize(CLI::App& app, Command& run);
 void add_train(CLI::App& app, Command& run);
 void add_bench(CLI::App& app, Command& run);
 
@@ -62,6 +63,7 @@ struct CommonOptions {
   std::string model;
   int threads = 0;
   std::string weights, cache;    ///< empty: not given
+  std::string arch = "auto";
   std::int64_t max_context = 0;  ///< 0: not given
   bool json = false, quiet = false;
 };
@@ -86,6 +88,7 @@ void add_sampling(CLI::App& command, SamplingArguments& arguments);
 struct Formats {
   hymba::Weights weights = hymba::Weights::bf16;
   hymba::Cache cache = hymba::Cache::f32;
+  bool tiles = false;  ///< products on AMX tiles
 };
 std::string name_of(hymba::Weights w);
 std::string name_of(hymba::Cache c);

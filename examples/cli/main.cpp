@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hymba: generate, chat, perplexity, inspect, logits, tokenize, train, bench. Results go to standard output, everything
+// hymba: generate, chat, perplexity, inspect, logits, tokenize, quantize, train, bench. Results go to standard output, everything
 // else to standard error; an error is one line and exit code 2.
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   cli::add_inspect(app, command);
   cli::add_logits(app, command);
   cli::add_tokenize(app, command);
+  cli::add_quantize(app, command);
   cli::add_train(app, command);
   cli::add_bench(app, command);
   app.require_subcommand(0, 1);
@@ -49,7 +50,7 @@ int run(int argc, char** argv) {
     return fail(e.what());
   }
   if (!command) {
-    return fail("no command, expected generate, chat, perplexity, inspect, logits, tokenize, train or bench "
+    return fail("no command, expected generate, chat, perplexity, inspect, logits, tokenize, quantize, train or bench "
                 "(see hymba --help)");
   }
   return command();

@@ -335,10 +335,8 @@ void check_large_scores() {
 template <class Arch, class E>
 void check_nothing() {
   Matrix<float> q(0, 8), out(0, 8);
-  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
-                         std::vector<AttentionSequence<E>>{}, out);
-  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q,
-                         std::vector<AttentionSequence<E>>(2), out);
+  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<E>>{}, out);
+  run<Arch>(max_threads, AttentionShape{1, 1, 8, 8, 0, 0, 1.0f}, q, std::vector<AttentionSequence<E>>(2), out);
 }
 
 }  // namespace

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
@@ -42,10 +44,10 @@ static_assert(Executor<TestExecutor>);
 /// One random problem; arrays are exactly as large as the views say, so that a sanitizer sees any step outside.
 template <Weights W>
 struct Problem {
-  using Element = typename weight_format<W>::element;
+  using Format = weight_format<W>;
   std::int64_t rows, in, out, x_stride, y_stride;
   std::vector<float> x, bias, y0;
-  std::vector<Element> w;
+  std::vector<std::byte> w;
 
   Problem(std::int64_t t, std::int64_t i, std::int64_t o, std::int64_t x_pad, std::int64_t y_pad, unsigned seed)
       : rows(t), in(i), out(o), x_stride(i + x_pad), y_stride(o + y_pad) {
@@ -59,11 +61,15 @@ struct Problem {
     }
     bias.resize(static_cast<std::size_t>(o));
     for (auto& v : bias) v = normal(random);
-    w.resize(static_cast<std::size_t>(o * i));
-    for (auto& v : w) v = Element(normal(random));
+    w.resize(static_cast<std::size_t>(o) * Format::row_bytes(i));
+    std::vector<float> row(static_cast<std::size_t>(i));
+    for (std::int64_t r = 0; r < o; ++r) {
+      for (auto& v : row) v = normal(random);
+      Format::encode_row(row.data(), i, w.data() + static_cast<std::size_t>(r) * Format::row_bytes(i));
+    }
   }
   MatrixView<const float> x_view() const { return {x.data(), rows, in, x_stride}; }
-  WeightMatrix<W> w_view() const { return {reinterpret_cast<const std::byte*>(w.data()), out, in}; }
+  WeightMatrix<W> w_view() const { return {w.data(), out, in}; }
 
   template <class Arch>
   std::vector<float> run(int threads, bool with_bias, Store store) const {
@@ -89,14 +95,15 @@ struct Problem {
       for (std::int64_t c = 0; c < out; ++c) {
         const auto at = static_cast<std::size_t>(r * y_stride + c);
         // A sum of n products in any order: gamma_n times the sum of magnitudes, plus one rounding each for the bias,
-        // the old value and the additions of the blocks.
+        // the old value and the additions of the blocks, and for a quantised weight that of scale times integer.
         double magnitude = (with_bias ? std::fabs(bias[static_cast<std::size_t>(c)]) : 0.0) +
                            (store == Store::add ? std::fabs(y0[at]) : 0.0);
         for (std::int64_t i = 0; i < in; ++i) {
           magnitude += std::fabs(static_cast<double>(x[static_cast<std::size_t>(r * x_stride + i)]) *
-                                 static_cast<double>(static_cast<float>(w[static_cast<std::size_t>(c * in + i)])));
+                                 Format::template number<double>(w_view().row(c), in, i));
         }
-        worst.add(y[at], want[at], hymba_test::gamma(static_cast<double>(in) + 2.0) * magnitude, r, c);
+        const double roundings = static_cast<double>(in) + (Format::quantised ? 3.0 : 2.0);
+        worst.add(y[at], want[at], hymba_test::gamma(roundings) * magnitude, r, c);
       }
       for (std::int64_t c = out; r + 1 < rows && c < y_stride; ++c) {
         REQUIRE(y[static_cast<std::size_t>(r * y_stride + c)] == canary);
@@ -112,7 +119,9 @@ void all_sizes() {
   const std::int64_t L = simd::lanes<xsimd::default_arch>;
   unsigned seed = 1;
   for (const std::int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 25, 26, 40}) {
-    for (const std::int64_t i : {std::int64_t{1}, L - 1, L, L + 1, 2 * L, std::int64_t{100}, std::int64_t{837}}) {
+    // Around a vector, around the lines and blocks of quantised rows, and beyond a block of columns.
+    for (const std::int64_t i : std::initializer_list<std::int64_t>{1, L - 1, L, L + 1, 2 * L, 33, 65, 100, 129, 257, 450,
+                                                                    837}) {
       for (const std::int64_t o : {1, 3, 4, 5, 8, 9, 67}) {
         ++seed;
         const Problem<W> p(t, i, o, seed % 3, seed % 5, seed);
@@ -127,22 +136,25 @@ void all_sizes() {
 
 template <Weights W>
 void large() {
-  for (const std::int64_t t : {1, 4, 300}) {
-    const Problem<W> p(t, 1733, 131, 5, 3, 77);
-    const std::vector<float> one = p.template run<arch::best>(1, true, Store::add);
-    p.check(one, true, Store::add);
-    for (int threads = 2; threads <= 4; ++threads) {
-      CHECK(p.template run<arch::best>(threads, true, Store::add) == one);
+  for (const std::int64_t t : {1, 4, 9, 300}) {
+    // The second is cut where a line of int4 values begins its high halves.
+    for (const std::int64_t i : {1733, 1300}) {
+      const Problem<W> p(t, i, 131, 5, 3, 77);
+      const std::vector<float> one = p.template run<arch::best>(1, true, Store::add);
+      p.check(one, true, Store::add);
+      for (int threads = 2; threads <= 4; ++threads) {
+        CHECK(p.template run<arch::best>(threads, true, Store::add) == one);
+      }
     }
   }
 }
 
 template <Weights W>
 void independent_of_rows() {
-  for (const std::int64_t in : {7, 100, 1600, 2500}) {
+  for (const std::int64_t in : {7, 100, 1300, 1600, 2500}) {
     const Problem<W> all(290, in, 37, 1, 0, 5);
     const std::vector<float> want = all.template run<arch::best>(2, true, Store::add);
-    for (const std::int64_t chunk : {1, 2, 5, 12, 13, 64}) {
+    for (const std::int64_t chunk : {1, 2, 3, 4, 5, 6, 7, 12, 13, 24, 25, 64}) {
       for (std::int64_t t = 0; t < 290; t += chunk * 3) {
         const std::int64_t count = std::min<std::int64_t>(chunk, 290 - t);
         Problem<W> part(count, in, 37, 1, 0, 5);
@@ -164,16 +176,25 @@ void independent_of_rows() {
 TEST_CASE("gemm: every size class against the double reference") {
   SUBCASE("f32") { all_sizes<Weights::f32>(); }
   SUBCASE("bf16") { all_sizes<Weights::bf16>(); }
+  SUBCASE("f16") { all_sizes<Weights::f16>(); }
+  SUBCASE("int8") { all_sizes<Weights::int8>(); }
+  SUBCASE("int4") { all_sizes<Weights::int4>(); }
 }
 
 TEST_CASE("gemm: several blocks; the same bits whatever the number of threads") {
   SUBCASE("f32") { large<Weights::f32>(); }
   SUBCASE("bf16") { large<Weights::bf16>(); }
+  SUBCASE("f16") { large<Weights::f16>(); }
+  SUBCASE("int8") { large<Weights::int8>(); }
+  SUBCASE("int4") { large<Weights::int4>(); }
 }
 
 TEST_CASE("gemm: a row's bits do not depend on the rows it is computed with") {
   SUBCASE("f32") { independent_of_rows<Weights::f32>(); }
   SUBCASE("bf16") { independent_of_rows<Weights::bf16>(); }
+  SUBCASE("f16") { independent_of_rows<Weights::f16>(); }
+  SUBCASE("int8") { independent_of_rows<Weights::int8>(); }
+  SUBCASE("int4") { independent_of_rows<Weights::int4>(); }
 }
 
 TEST_CASE("gemm: no rows, no work") {
@@ -188,6 +209,12 @@ TEST_CASE("gemm: scratch of the largest sizes serves smaller ones") {
   std::size_t before = 0;
   for (std::int64_t in = 1; in < 4000; in += 13) {
     const std::size_t now = Kernel::scratch_bytes(512, in, 100);
+    CHECK(now >= before);
+    before = now;
+  }
+  before = 0;
+  for (std::int64_t rows = 1; rows < 600; ++rows) {
+    const std::size_t now = Kernel::scratch_bytes(rows, 1600, 100);
     CHECK(now >= before);
     before = now;
   }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -100,6 +101,45 @@ void sums_of() {
 TEST_CASE_TEMPLATE("simd: every 16-bit pattern widens exactly", Half, bf16, f16) { widening<Half>(); }
 
 TEST_CASE_TEMPLATE("simd: partial loads and stores touch only what they name", T, float, bf16, f16) { partial<T>(); }
+
+TEST_CASE("simd: every signed byte widens exactly; partial loads touch only what they name") {
+  std::vector<std::int8_t> bytes;
+  for (int v = -128; v < 128; ++v) bytes.push_back(static_cast<std::int8_t>(v));
+  for (std::int64_t first = 0; first + L <= 256; ++first) {
+    const std::vector<float> got = values(simd::load<A>(bytes.data() + first));
+    for (std::int64_t i = 0; i < L; ++i) {
+      CHECK(same(got[static_cast<std::size_t>(i)], static_cast<float>(first + i - 128)));
+    }
+  }
+  for (std::int64_t count = 0; count <= L; ++count) {
+    // Exactly `count` bytes on the heap, so that a sanitizer sees a step outside.
+    const std::unique_ptr<std::int8_t[]> in(new std::int8_t[static_cast<std::size_t>(count)]);
+    std::copy_n(bytes.data(), count, in.get());
+    const std::vector<float> got = values(simd::load_partial<A>(in.get(), count));
+    for (std::int64_t i = 0; i < L; ++i) {
+      CHECK(same(got[static_cast<std::size_t>(i)], i < count ? static_cast<float>(i - 128) : 0.0f));
+    }
+  }
+}
+
+TEST_CASE("simd: halves of bytes times their multipliers") {
+  // Every byte, in four lines; every multiplier beside a different one.
+  std::vector<std::byte> bytes(256);
+  for (std::size_t i = 0; i < 256; ++i) bytes[i] = static_cast<std::byte>(i * 37 % 256);
+  std::vector<std::int8_t> low(64), high(64);
+  for (unsigned m = 0; m < 16; ++m) {
+    const unsigned multipliers[] = {m, (m * 7 + 3) % 16};
+    for (std::size_t line = 0; line < 256; line += 64) {
+      simd::multiply_halves<false>(bytes.data() + line, multipliers[0], multipliers[1], low.data());
+      simd::multiply_halves<true>(bytes.data() + line, multipliers[0], multipliers[1], high.data());
+      for (std::size_t i = 0; i < 64; ++i) {
+        const int byte = std::to_integer<int>(bytes[line + i]), by = static_cast<int>(multipliers[i / 32]);
+        CHECK(low[i] == ((byte & 15) - 8) * by);
+        CHECK(high[i] == ((byte >> 4) - 8) * by);
+      }
+    }
+  }
+}
 
 TEST_CASE("simd: sums of several vectors have the bits of folding each by halves") {
   sums_of<1>();

@@ -28,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -38,6 +39,21 @@ namespace detail {
 
 constexpr std::int64_t quantised_blocks(std::int64_t cols) { return (cols + quantised_block - 1) / quantised_block; }
 constexpr std::size_t whole_lines(std::int64_t bytes) { return static_cast<std::size_t>((bytes + 63) / 64 * 64); }
+
+/// Numbers smaller than this are stored as zero: the scale of a block of them would be subnormal, and its inverse
+/// infinite.
+inline constexpr float least_quantised = 0x1p-118f;
+
+/// The largest magnitude of `count` numbers; NaN when one of them is NaN or infinite. A block of such numbers gets NaN
+/// as its scale, so that they show in what the row is multiplied to.
+inline float largest_magnitude(const float* from, std::int64_t count) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(from[i])) return std::numeric_limits<float>::quiet_NaN();
+    largest = std::max(largest, std::fabs(from[i]));
+  }
+  return largest;
+}
 
 inline float float_at(const std::byte* p) {
   float value = 0;
@@ -109,10 +125,11 @@ inline void Int8Rows::encode_row(const float* from, std::int64_t cols, void* to,
   std::memset(row, 0, row_bytes(cols));
   for (std::int64_t block = 0; block < detail::quantised_blocks(cols); ++block) {
     const std::int64_t first = block * quantised_block, last = std::min(cols, first + quantised_block);
-    float largest = 0;
-    for (std::int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(from[i]));
-    const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (std::int64_t i = first; i < last; ++i) {
+    const float largest = detail::largest_magnitude(from + first, last - first);
+    float scale = largest / 127.0f;
+    if (largest < detail::least_quantised) scale = 0;
+    const float inverse = 127.0f / largest;
+    for (std::int64_t i = first; i < last && scale > 0; ++i) {
       const float value = std::clamp(std::nearbyint(from[i] * inverse), -127.0f, 127.0f);
       row[i] = static_cast<std::byte>(static_cast<std::uint8_t>(static_cast<int>(value)));
     }
@@ -143,7 +160,7 @@ struct Int4Fit {
   float step() const {
     float largest = 0;
     for (const float w : weight) largest = std::max(largest, std::fabs(w));
-    if (largest == 0) return 0;
+    if (largest < least_quantised) return 0;
     float best = 0, least = 0;
     for (int i = 0; i < 14; ++i) {
       const float candidate = largest / (5.5f + 0.25f * static_cast<float>(i));
@@ -172,8 +189,9 @@ inline void Int4Rows::encode_row(const float* from, std::int64_t cols, void* to,
     const std::int64_t first = block * quantised_block, last = std::min(cols, first + quantised_block);
     std::array<detail::Int4Fit, subs> fits{};
     std::array<float, subs> steps{};
-    float largest = 0;
-    for (std::size_t s = 0; s < subs; ++s) {
+    const bool finite = std::isfinite(detail::largest_magnitude(from + first, last - first));
+    float largest = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    for (std::size_t s = 0; s < subs && finite; ++s) {
       detail::Int4Fit& fit = fits[s];
       float total = 0;
       for (std::int64_t i = 0; i < sub_block; ++i) {

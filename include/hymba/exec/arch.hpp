@@ -17,7 +17,8 @@ struct scalar {};
 template <class A>
 struct simd {};
 
-/// Matrix products on AMX tiles: both operands rounded to bf16, sums in single precision; everything else as on `Base`.
+/// Matrix products and, over bf16 caches, attention on AMX tiles, everything else as on `Base`. Operands are rounded to
+/// bf16, or, beside int8 and int4 weights, activations to signed bytes; sums are in single precision.
 /// Needs kernels/amx/gemm.hpp (for training train/kernels/products.hpp), a translation unit compiled for AMX, and
 /// amx_available() (exec/amx.hpp) at run time.
 template <class Base>

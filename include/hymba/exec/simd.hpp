@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one file that includes xsimd. It hides the differences between xsimd 8 and later versions, and adds the few
-// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats, their inverse, partial
-// loads and stores, and sums of several vectors at once. Intrinsics are chosen by the register type of `A` and by what
+// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats, their inverse, widening
+// loads of bytes and halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics are chosen by the register type of `A` and by what
 // the translation unit is compiled for; every one has a portable version behind it.
 #pragma once
 
@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -166,6 +167,19 @@ HYMBA_ALWAYS_INLINE __m128 load_wide(const std::uint16_t* from, __m128, f16) {
   return widen_f16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 }
 
+// four signed bytes -> float
+HYMBA_ALWAYS_INLINE __m128 load_bytes(const std::int8_t* from, __m128) {
+  int four = 0;
+  std::memcpy(&four, from, sizeof(four));
+  const __m128i bytes = _mm_cvtsi32_si128(four);
+#if defined(__SSE4_1__)
+  return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(bytes));
+#else
+  const __m128i pairs = _mm_unpacklo_epi8(bytes, bytes);
+  return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24));
+#endif
+}
+
 // The sums of the lanes of four vectors: lanes 0 + 2 and 1 + 3 first.
 HYMBA_ALWAYS_INLINE __m128 sums4(__m128 a, __m128 b, __m128 c, __m128 d) {
   const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
@@ -191,6 +205,13 @@ HYMBA_ALWAYS_INLINE __m256 load_wide(const std::uint16_t* from, __m256, f16) {
   return _mm256_cvtph_ps(h);
 #else
   return _mm256_insertf128_ps(_mm256_castps128_ps256(widen_f16(h)), widen_f16(_mm_unpackhi_epi64(h, h)), 1);
+#endif
+}
+HYMBA_ALWAYS_INLINE __m256 load_bytes(const std::int8_t* from, __m256) {
+#if defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(load_bytes(from, __m128{})), load_bytes(from + 4, __m128{}), 1);
 #endif
 }
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, __m256 v, bf16) {
@@ -252,6 +273,9 @@ template <class Half>
 HYMBA_ALWAYS_INLINE __m512 load_wide(const std::uint16_t* from, __m512, Half) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), Half{});
 }
+HYMBA_ALWAYS_INLINE __m512 load_bytes(const std::int8_t* from, __m512) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
 template <class Half>
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, __m512 v, Half) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(v, Half{}));
@@ -265,6 +289,11 @@ HYMBA_ALWAYS_INLINE float32x4_t load_wide(const std::uint16_t* from, float32x4_t
 }
 HYMBA_ALWAYS_INLINE float32x4_t load_wide(const std::uint16_t* from, float32x4_t, f16) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+HYMBA_ALWAYS_INLINE float32x4_t load_bytes(const std::int8_t* from, float32x4_t) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, from, sizeof(four));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
 }
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, float32x4_t v, bf16) {
   const uint32x4_t u = vreinterpretq_u32_f32(v);
@@ -285,9 +314,9 @@ HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, float32x4_t v, f16) {
 template <class Half>
 inline constexpr bool is_half = std::is_same_v<Half, bf16> || std::is_same_v<Half, f16>;
 
-// Whether load_wide and store_narrow exist for A's register.
+// Whether load_wide, load_bytes and store_narrow exist for A's register.
 template <class A>
-inline constexpr bool has_half =
+inline constexpr bool has_narrow =
 #if defined(HYMBA_SIMD_X86)
 #if defined(__AVX512F__)
     is_m512<A> ||
@@ -300,6 +329,19 @@ inline constexpr bool has_half =
     std::is_same_v<register_of<A>, float32x4_t>;
 #else
     false;
+#endif
+
+#if defined(__SSSE3__)
+// half_products.at[m][v] = (v - 8) * m
+struct HalfProducts {
+  alignas(64) std::int8_t at[16][16] = {};
+  constexpr HalfProducts() {
+    for (int m = 0; m < 16; ++m) {
+      for (int v = 0; v < 16; ++v) at[m][v] = static_cast<std::int8_t>((v - 8) * m);
+    }
+  }
+};
+inline constexpr HalfProducts half_products{};
 #endif
 
 }  // namespace detail
@@ -323,13 +365,65 @@ HYMBA_ALWAYS_INLINE floats<A> load(const float* from) {
 template <class A, class Half>
   requires(detail::is_half<Half>)
 HYMBA_ALWAYS_INLINE floats<A> load(const Half* from) {
-  if constexpr (detail::has_half<A>) {
+  if constexpr (detail::has_narrow<A>) {
     return floats<A>(detail::load_wide(&from->bits, detail::register_of<A>{}, Half{}));
   } else {
     alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];
     for (std::int64_t i = 0; i < lanes<A>; ++i) wide[i] = static_cast<float>(from[i]);
     return floats<A>::load_aligned(wide);
   }
+}
+template <class A>
+HYMBA_ALWAYS_INLINE floats<A> load(const std::int8_t* from) {
+  if constexpr (detail::has_narrow<A>) {
+    return floats<A>(detail::load_bytes(from, detail::register_of<A>{}));
+  } else {
+    alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];
+    for (std::int64_t i = 0; i < lanes<A>; ++i) wide[i] = static_cast<float>(from[i]);
+    return floats<A>::load_aligned(wide);
+  }
+}
+
+/// Unpacks 64 values of 4 bits, stored 8 above what they mean, from one half of 64 bytes (the low halves unless
+/// `High`): to[i] = (half of from[i] - 8) * (i < 32 ? m0 : m1), with multipliers m0 and m1 from 0 to 15.
+template <bool High>
+HYMBA_ALWAYS_INLINE void multiply_halves(const std::byte* from, unsigned m0, unsigned m1, std::int8_t* to) {
+#if defined(__SSSE3__)
+  // Shuffles look the products up: a row of the table for each multiplier.
+  const __m128i t0 = _mm_load_si128(reinterpret_cast<const __m128i*>(detail::half_products.at[m0]));
+  const __m128i t1 = _mm_load_si128(reinterpret_cast<const __m128i*>(detail::half_products.at[m1]));
+#if defined(__AVX512BW__)
+  const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(t0), 0xff00, t1);
+  __m512i v = _mm512_loadu_si512(from);
+  if constexpr (High) v = _mm512_srli_epi16(v, 4);
+  _mm512_storeu_si512(to, _mm512_shuffle_epi8(tables, _mm512_and_si512(v, _mm512_set1_epi8(15))));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 64; i += 32) {
+    __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+    if constexpr (High) v = _mm256_srli_epi16(v, 4);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(i == 0 ? t0 : t1),
+                                            _mm256_and_si256(v, _mm256_set1_epi8(15))));
+  }
+#else
+  for (int i = 0; i < 64; i += 16) {
+    __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    if constexpr (High) v = _mm_srli_epi16(v, 4);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_shuffle_epi8(i < 32 ? t0 : t1, _mm_and_si128(v, _mm_set1_epi8(15))));
+  }
+#endif
+#else
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
+  for (int part = 0; part < 64; part += 32) {
+    // In bytes throughout: compilers then use vectors of them.
+    const auto m = static_cast<std::uint8_t>(part == 0 ? m0 : m1);
+    for (int i = part; i < part + 32; ++i) {
+      const auto half = static_cast<std::uint8_t>(High ? bytes[i] >> 4 : bytes[i] & 15);
+      to[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(static_cast<std::uint8_t>(half - 8) * m));
+    }
+  }
+#endif
 }
 
 /// Loads the first `count` (0 to lanes<A>) elements, widened to float; the other lanes are +0.
@@ -357,7 +451,7 @@ HYMBA_ALWAYS_INLINE void store(float* to, const floats<A>& v) {
 template <class A, class Half>
   requires(detail::is_half<Half>)
 HYMBA_ALWAYS_INLINE void store(Half* to, const floats<A>& v) {
-  if constexpr (detail::has_half<A>) {
+  if constexpr (detail::has_narrow<A>) {
     detail::store_narrow(&to->bits, v.data, Half{});
   } else {
     alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];

@@ -260,7 +260,7 @@ struct AttentionEngine {
   /// The task with number `index` when every task has up to `tokens` tokens; sequences with `skip_rows` rows have none.
   template <class E>
   static AttentionTask<E> task_at(const AttentionShape& shape, std::span<const AttentionSequence<E>> sequences,
-                         std::int64_t tokens, std::int64_t skip_rows, std::int64_t index) {
+                                  std::int64_t tokens, std::int64_t skip_rows, std::int64_t index) {
     for (const AttentionSequence<E>& s : sequences) {
       if (s.rows == skip_rows) continue;
       const std::int64_t blocks = (s.rows + tokens - 1) / tokens;

@@ -10,6 +10,7 @@
 #include <hymba/exec/formats.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
+#include <hymba/kernels/quantised_rows.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -103,7 +104,9 @@ struct GemmSimd {
   // Few rows: R weight rows straight from memory, N <= N_max rows of x.
   static constexpr int direct_r = 4;
   static constexpr int direct_n_max = wide ? 6 : 3;
-  static constexpr std::int64_t direct_rows = 4 * direct_n_max;
+  /// The most rows of x that are few. Quantised weights are decoded anew for every N_max rows: soon packing pays.
+  template <Weights W>
+  static constexpr std::int64_t direct_rows = weight_format<W>::quantised ? direct_n_max : 4 * direct_n_max;
 
   // Many rows: packed panels of R weight rows (first-level cache) and of N rows of x (second-level cache).
   static constexpr int packed_r = L >= 16 ? 8 : 4;
@@ -123,7 +126,8 @@ struct GemmSimd {
   }
 
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t) {
-    if (rows <= direct_rows) return 0;
+    // What the format with the fewest direct rows needs: who asks does not say which.
+    if (rows <= direct_n_max) return 0;
     const std::int64_t cols = std::min(round_up(in, block_unit), block_max);
     const std::int64_t height = std::min(round_up(rows, packed_n), packed_rows) + packed_r;
     return static_cast<std::size_t>(round_up(height * cols * static_cast<std::int64_t>(sizeof(float)), 64));
@@ -137,11 +141,71 @@ struct GemmSimd {
 
   // --- Few rows ------------------------------------------------------------------------------------------------------
 
-  /// out[n][r] = sum over `cols` columns of w[r] and row n of x. Fetches what lies `ahead` elements on in each w[r].
-  template <int N, class Element>
-  static HYMBA_ALWAYS_INLINE void direct_block(const Element* const (&w)[direct_r], std::int64_t ahead, const float* x,
-                                               std::int64_t stride, std::int64_t cols, float (&out)[N][direct_r]) {
-    constexpr std::int64_t line = std::max<std::int64_t>(L, 64 / static_cast<std::int64_t>(sizeof(Element)));
+  /// R rows of weights in format `W` as direct_block reads them: line by line, each begun with line(k), the weights of
+  /// a line by load(r, k). Columns count from the first of the block. Fetches what lies `ahead` bytes on.
+  template <Weights W>
+  struct DirectRows {
+    using Element = typename weight_format<W>::element;
+    static constexpr std::int64_t columns = std::max<std::int64_t>(L, 64 / static_cast<std::int64_t>(sizeof(Element)));
+    const Element* row[direct_r];
+    std::int64_t ahead;
+
+    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, std::int64_t o, int valid, std::int64_t first,
+                                   std::int64_t ahead_bytes)
+        : ahead(ahead_bytes / static_cast<std::int64_t>(sizeof(Element))) {
+      // Rows past the end repeat the last one; their sums are dropped.
+#pragma GCC unroll 8
+      for (int r = 0; r < direct_r; ++r) {
+        row[r] = reinterpret_cast<const Element*>(w.row(o + std::min(r, valid - 1))) + first;
+      }
+    }
+    HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
+#pragma GCC unroll 8
+      for (int r = 0; r < direct_r; ++r) simd::prefetch(row[r] + k + ahead);
+    }
+    HYMBA_ALWAYS_INLINE simd::floats<A> load(int r, std::int64_t k) const { return simd::load<A>(row[r] + k); }
+    HYMBA_ALWAYS_INLINE simd::floats<A> load_partial(int r, std::int64_t k, std::int64_t count) const {
+      return simd::load_partial<A>(row[r] + k, count);
+    }
+  };
+
+  /// The same for quantised rows: they become floats in registers.
+  template <Weights W>
+    requires(weight_format<W>::quantised)
+  struct DirectRows<W> {
+    static constexpr std::int64_t columns = quantised_line;
+    const std::byte* row[direct_r];
+    std::int64_t cols, first, ahead, begin = 0;
+    const std::int8_t* values[direct_r];
+    simd::floats<A> scale[direct_r];
+    alignas(64) std::int8_t buffer[direct_r][W == Weights::int4 ? quantised_line : 1];
+
+    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, std::int64_t o, int valid, std::int64_t first_column,
+                                   std::int64_t ahead_bytes)
+        : cols(w.cols), first(first_column), ahead(ahead_bytes) {
+#pragma GCC unroll 8
+      for (int r = 0; r < direct_r; ++r) row[r] = w.row(o + std::min(r, valid - 1));
+    }
+    HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
+      begin = k;
+#pragma GCC unroll 8
+      for (int r = 0; r < direct_r; ++r) {
+        simd::prefetch(row[r] + quantised_byte<W>(first + k) + ahead);
+        const QuantisedLine line = quantised_line_at<W>(row[r], cols, first + k, buffer[r]);
+        values[r] = line.values;
+        scale[r] = simd::broadcast<A>(line.scale);
+      }
+    }
+    HYMBA_ALWAYS_INLINE simd::floats<A> load(int r, std::int64_t k) const {
+      return simd::load<A>(values[r] + (k - begin)) * scale[r];
+    }
+    HYMBA_ALWAYS_INLINE simd::floats<A> load_partial(int r, std::int64_t k, std::int64_t) const { return load(r, k); }
+  };
+
+  /// out[n][r] = sum over `cols` columns of weight row r and row n of x.
+  template <int N, class Rows>
+  static HYMBA_ALWAYS_INLINE void direct_block(Rows& rows, const float* x, std::int64_t stride, std::int64_t cols,
+                                               float (&out)[N][direct_r]) {
     simd::floats<A> acc[N][direct_r];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
@@ -151,16 +215,15 @@ struct GemmSimd {
     const std::int64_t whole = cols / L * L;
     std::int64_t k = 0;
     while (k < whole) {
-#pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) simd::prefetch(w[r] + k + ahead);
-      const std::int64_t stop = std::min(k + line, whole);
+      rows.line(k);
+      const std::int64_t stop = std::min(k + Rows::columns, whole);
       for (; k < stop; k += L) {
         simd::floats<A> xs[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
 #pragma GCC unroll 8
         for (int r = 0; r < direct_r; ++r) {
-          simd::floats<A> ws = simd::load<A>(w[r] + k);
+          simd::floats<A> ws = rows.load(r, k);
           simd::pin<A>(ws);
 #pragma GCC unroll 8
           for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
@@ -168,12 +231,13 @@ struct GemmSimd {
       }
     }
     if (k < cols) {
+      if (k % Rows::columns == 0) rows.line(k);
       simd::floats<A> xs[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) xs[n] = simd::load_partial<A>(x + n * stride + k, cols - k);
 #pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) {
-        const simd::floats<A> ws = simd::load_partial<A>(w[r] + k, cols - k);
+        const simd::floats<A> ws = rows.load_partial(r, k, cols - k);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
       }
@@ -183,12 +247,12 @@ struct GemmSimd {
   }
 
   /// One block of columns for rows [t, t + N) of x and weight rows [o, o + valid).
-  template <int N, class Element>
-  static void direct_tile(const Element* const (&w)[direct_r], std::int64_t ahead, MatrixView<const float> x,
-                          std::int64_t t, std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o,
-                          int valid) {
+  template <int N, Weights W>
+  static void direct_tile(const WeightMatrix<W>& w, std::int64_t ahead, MatrixView<const float> x, std::int64_t t,
+                          std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o, int valid) {
     float out[N][direct_r];
-    direct_block<N>(w, ahead, x.row(t) + k, x.stride, cols, out);
+    DirectRows<W> rows(w, o, valid, k, ahead);
+    direct_block<N>(rows, x.row(t) + k, x.stride, cols, out);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       float* to = y.row(t + n) + o;
@@ -199,36 +263,30 @@ struct GemmSimd {
   template <Weights W>
   static void direct(MatrixView<const float> x, WeightMatrix<W> w, const float* bias, MatrixView<float> y, Store store,
                      std::int64_t first, std::int64_t last) {
-    using Element = typename weight_format<W>::element;
     const std::int64_t block = block_cols(w.cols);
+    const auto group = static_cast<std::int64_t>(direct_r * weight_format<W>::row_bytes(w.cols));
     for (std::int64_t o = first; o < last; o += direct_r) {
       const int valid = static_cast<int>(std::min<std::int64_t>(direct_r, last - o));
       // While a group of rows is used the next one is fetched: that is what reaches the memory's bandwidth. The group
       // is as far ahead as its own size, which is about the first-level cache.
-      const std::int64_t ahead = o + 2 * direct_r <= last ? direct_r * w.cols : 0;
+      const std::int64_t ahead = o + 2 * direct_r <= last ? group : 0;
       for (std::int64_t t = 0; t < x.rows; ++t) {
         float* to = y.row(t) + o;
         for (int r = 0; r < valid; ++r) to[r] = start(to[r], bias, o + r, store);
       }
       for (std::int64_t k = 0; k < w.cols; k += block) {
         const std::int64_t cols = std::min(block, w.cols - k);
-        const Element* rows[direct_r];
-        // Rows past the end repeat the last one; their sums are dropped.
-#pragma GCC unroll 8
-        for (int r = 0; r < direct_r; ++r) {
-          rows[r] = reinterpret_cast<const Element*>(w.row(o + std::min(r, valid - 1))) + k;
-        }
         for (std::int64_t t = 0; t < x.rows; t += direct_n_max) {
           switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-            case 1: direct_tile<1>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-            case 2: direct_tile<2>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-            case 3: direct_tile<3>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 1: direct_tile<1>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 2: direct_tile<2>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 3: direct_tile<3>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
             default:
               if constexpr (wide) {
                 switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-                  case 4: direct_tile<4>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-                  case 5: direct_tile<5>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-                  default: direct_tile<6>(rows, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  case 4: direct_tile<4>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  case 5: direct_tile<5>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  default: direct_tile<6>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
                 }
               }
           }
@@ -261,6 +319,35 @@ struct GemmSimd {
           out += Height * L;
         }
       }
+    }
+  }
+
+  /// Packs columns [k, k + cols) of weight rows [o, o + count) likewise.
+  template <Weights W>
+  static HYMBA_ALWAYS_INLINE void pack_weights(const WeightMatrix<W>& w, std::int64_t o, std::int64_t count,
+                                               std::int64_t k, std::int64_t cols, float* to) {
+    if constexpr (weight_format<W>::quantised) {
+      constexpr std::int64_t step = packed_r * L;
+      for (std::int64_t r = 0; r < packed_r; ++r) {
+        if (r < count) {
+          decode_columns<A, W>(w.row(o + r), w.cols, k, cols, to + r * L, step);
+        } else {
+          for (std::int64_t i = 0; i < cols; i += L) simd::store<A>(to + r * L + i * packed_r, simd::zero<A>());
+        }
+      }
+    } else {
+      using Element = typename weight_format<W>::element;
+      pack<packed_r>(reinterpret_cast<const Element*>(w.row(o)) + k, w.cols, count, cols, to);
+    }
+  }
+
+  /// Where column k, the first of a block, begins in a row of weights, in bytes; for w.cols, where the values end.
+  template <Weights W>
+  static constexpr std::int64_t byte_of(std::int64_t k, std::int64_t cols) {
+    if constexpr (weight_format<W>::quantised) {
+      return k < cols ? quantised_byte<W>(k) : static_cast<std::int64_t>(weight_format<W>::value_bytes(cols));
+    } else {
+      return static_cast<std::int64_t>(weight_format<W>::row_bytes(k));
     }
   }
 
@@ -334,7 +421,6 @@ struct GemmSimd {
   static void packed(float* scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                      MatrixView<float> y, Store store, std::int64_t t0, std::int64_t t1, std::int64_t o0,
                      std::int64_t o1) {
-    using Element = typename weight_format<W>::element;
     const std::int64_t block = block_cols(w.cols);
     float* w_panel = scratch;
     float* x_panels = scratch + packed_r * block;
@@ -348,15 +434,15 @@ struct GemmSimd {
       }
       for (std::int64_t o = o0; o < o1; o += packed_r) {
         const std::int64_t valid = std::min<std::int64_t>(packed_r, o1 - o);
-        pack<packed_r>(reinterpret_cast<const Element*>(w.row(o)) + k, w.cols, valid, cols, w_panel);
+        pack_weights(w, o, valid, k, cols, w_panel);
         // The next panel: the rows below, or the first rows of the next block of columns.
         const bool below = o + packed_r < o1;
         const std::int64_t next_o = below ? o + packed_r : o0;
         const std::int64_t next_k = below ? k : k + block;
-        Ahead ahead{reinterpret_cast<const std::byte*>(reinterpret_cast<const Element*>(w.row(next_o)) + next_k),
-                    weight_format<W>::row_bytes(w.cols),
+        const std::int64_t next_byte = byte_of<W>(std::min(next_k, w.cols), w.cols);
+        Ahead ahead{w.row(next_o) + next_byte, weight_format<W>::row_bytes(w.cols),
                     next_k < w.cols ? std::min<std::int64_t>(packed_r, o1 - next_o) : 0,
-                    std::min(block, w.cols - next_k) * static_cast<std::int64_t>(sizeof(Element))};
+                    byte_of<W>(std::min(next_k + block, w.cols), w.cols) - next_byte};
         const std::int64_t share = (packed_r * (ahead.row_bytes / 64 + 2) + panels - 1) / panels;
         for (std::int64_t t = t0; t < t1; t += packed_n) {
           const std::int64_t rows = std::min<std::int64_t>(packed_n, t1 - t);
@@ -395,7 +481,7 @@ struct kernel_for<op::Gemm, arch::simd<A>> {
                   MatrixView<float> y, Store store) {
     if (x.rows == 0) return;
     const std::int64_t threads = x.rows * w.rows * w.cols < 65536 ? 1 : exec.threads();
-    if (x.rows <= Impl::direct_rows) {
+    if (x.rows <= Impl::template direct_rows<W>) {
       const std::int64_t groups = (w.rows + Impl::direct_r - 1) / Impl::direct_r;
       const std::int64_t tasks = std::min(threads, groups);
       exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {

@@ -39,12 +39,14 @@ inline float quantise(const float* from, std::int64_t count, std::int8_t* to) {
     largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(v[i]), magnitude));
   }
   const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(_mm512_reduce_max_epu32(largest)))));
-  const __m512 inverse = _mm512_set1_ps(peak > 0 ? 127.0f / peak : 0.0f);
+  // What is so small counts as zero: its inverse would be infinite.
+  const bool tiny = peak < least_quantised;
+  const __m512 inverse = _mm512_set1_ps(tiny ? 0.0f : 127.0f / peak);
   for (int i = 0; i < filled; ++i) {
     const __m512i q = i < vectors ? _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse)) : _mm512_setzero_si512();
     _mm_store_si128(reinterpret_cast<__m128i*>(to + 16 * i), _mm512_cvtsepi32_epi8(q));
   }
-  return peak / 127.0f;
+  return tiny ? 0.0f : peak / 127.0f;
 }
 
 /// Tokens' rows as tiles of the right operand, panel by panel: [panel][step][2 tiles], for int8 with the scales

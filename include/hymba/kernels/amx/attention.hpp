@@ -33,9 +33,10 @@ namespace detail::amx {
 ///
 /// Scores are Q K^T and the weighted sum is P V, 32 positions (a step) at a time, steps at multiples of their size.
 /// Rows of scores are then rows of weights: narrowing two vectors of them gives the left operand of the second product
-/// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. A tile of rows has
-/// its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill most
-/// of the first-level cache, and weights take their place: writing to a cache further out takes longer than products.
+/// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. A tile of rows
+/// has its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill
+/// most of the first-level cache, and weights take their place: writing to a cache further out takes longer than
+/// products.
 ///
 /// A step of which a row sees nothing adds zeros to its sums, or is left out: the bits are the same.
 struct AttentionTiles {
@@ -103,7 +104,7 @@ struct AttentionTiles {
           row < rows ? q.row(t.sequence.first_row + t.token + row / r) + (t.head * r + row % r) * width : nullptr;
       for (std::int64_t d = 0; d < depth; ++d, to += tile_size) {
         const std::int64_t rest = width - d * tile_depth;
-        const __m512i v = from == nullptr       ? _mm512_setzero_si512()
+        const __m512i v = from == nullptr      ? _mm512_setzero_si512()
                           : rest >= tile_depth ? load_row<false>(from + d * tile_depth, rest)
                                                : load_row<true>(from + d * tile_depth, rest);
         _mm512_store_si512(to, _mm512_xor_si512(v, sign));
@@ -355,8 +356,9 @@ struct AttentionTiles {
     const std::int64_t stride = tiles * tile_rows;
     std::int64_t c = 0;
     const auto some = [&](auto count) {
-      weighted_sum<count()>(weights, own, to + c * tile_rows, stride, next,
-                            [&](std::int64_t s) { return values(s, Columns{c, count()}); });
+      weighted_sum<count()>(weights, own, to + c * tile_rows, stride, next, [&](std::int64_t s) {
+        return values(s, Columns{c, count()});
+      });
       c += count();
     };
     while (c + columns_at_once <= tiles) some(std::integral_constant<int, columns_at_once>{});
@@ -462,9 +464,7 @@ struct AttentionTiles {
                   w.values + s * tile_size, steps * tile_size);
     });
     const auto keys = [&](std::int64_t s) { return w.keys + s * depth * 2 * tile_size; };
-    const auto values = [&](std::int64_t s, const Columns& c) {
-      return w.values + (c.first * steps + s) * tile_size;
-    };
+    const auto values = [&](std::int64_t s, const Columns& c) { return w.values + (c.first * steps + s) * tile_size; };
     for (std::int64_t p = 0; p < rows; p += panel) {
       const std::int64_t here = std::min(panel, rows - p), r = attention_group(t.shape);
       const AttentionVisible seen(t.shape, visible.first + p / r, visible.first + (p + here - 1) / r);

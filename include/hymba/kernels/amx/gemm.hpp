@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Gemm on AMX tiles, and what arch::amx<Base> means for every other operation: Base.
+// op::Gemm on AMX tiles, and what arch::amx<Base> means for operations without tiles: Base. Includes every operation that
+// has them, so that arch::amx means the same wherever it is named.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -10,6 +11,7 @@
 #include <hymba/exec/formats.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/kernels/amx/activations.hpp>
+#include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
 #include <hymba/kernels/amx/weight_tiles.hpp>
 #include <hymba/kernels/gemm.hpp>
@@ -66,9 +68,11 @@ struct TileGemm {
     const std::int64_t one = steps_of(in) * 64 + quantised_blocks(in) * 64 + 2 * one_tiles * 1024;
     if (rows <= 1) return static_cast<std::size_t>(one);
     const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
-    const std::int64_t held = deep_block(in) >= in ? 1 : block_panels * panels;
-    const std::int64_t many = steps_of(deep_block(in)) * 2 * 1024 + held * sums_size * 4 +
-                              quantised_blocks(deep_block(in)) * panel_rows * 4;
+    // As deep as any block of no more columns: blocks of more columns may be less deep.
+    const std::int64_t deep = std::min(round_up(in, bytes ? quantised_block : depth), deepest);
+    const std::int64_t held = in <= deepest ? 1 : block_panels * panels;
+    const std::int64_t many =
+        steps_of(deep) * 2 * 1024 + held * sums_size * 4 + quantised_blocks(deep) * panel_rows * 4;
     return static_cast<std::size_t>(round_up(std::max(one, many), 64));
   }
 

@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-//
-// Weights in f32, cache in bf16.
-#include "any_model_impl.hpp"
-
-template std::unique_ptr<cli::AnyModel> cli::make_model<hymba::Weights::f32, hymba::Cache::bf16>(
-    const cli::AnyArchitecture&, hymba::TensorTable, const std::string&);

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// hymba quantize: a checkpoint with its weights in another format.
+#include <hymba/io/calibrate.hpp>
+#include <hymba/io/quantise.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "common.hpp"
+
+namespace cli {
+
+namespace {
+
+struct QuantizeArguments {
+  std::string in, out, weights, calibrate;
+  std::int64_t context = 512, max_tokens = 16384;
+  bool json = false, quiet = false;
+};
+
+/// Bytes of the files of weights in a folder.
+std::uintmax_t weight_file_bytes(const std::string& folder) {
+  std::uintmax_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+  }
+  return bytes;
+}
+
+/// What belongs to a model beside its weights and config.json.
+void copy_companions(const std::string& from, const std::string& to) {
+  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "added_tokens.json", "generation_config.json"}) {
+    const auto source = std::filesystem::path(from) / name;
+    std::error_code error;
+    if (!std::filesystem::exists(source, error)) continue;
+    std::filesystem::copy_file(source, std::filesystem::path(to) / name,
+                               std::filesystem::copy_options::overwrite_existing, error);
+    if (error) throw hymba::IoError(message("cannot copy ", source.string(), " to ", to, ": ", error.message()));
+  }
+}
+
+hymba::ColumnImportance calibrated(const QuantizeArguments& a) {
+  if (a.calibrate.empty()) return {};
+  if (a.context < 1 || a.context > 65536) {
+    throw UsageError(message("--context is ", a.context, ", expected 1 to 65536"));
+  }
+  if (a.max_tokens < 1) throw UsageError(message("--max-tokens is ", a.max_tokens, ", expected 1 or more"));
+  const hymba::Description description = hymba::read_config(a.in);
+  const hymba::Tokenizer tokenizer = open_tokenizer(a.in, description);
+  std::vector<hymba::Token> tokens = tokenizer.encode(read_file(a.calibrate));
+  if (static_cast<std::int64_t>(tokens.size()) > a.max_tokens) tokens.resize(static_cast<std::size_t>(a.max_tokens));
+  return hymba::column_importance(a.in, tokens, a.context);
+}
+
+int quantize(const QuantizeArguments& a) {
+  const hymba::Weights weights = weights_named(a.weights);
+  std::error_code error;
+  if (std::filesystem::exists(a.out, error) && std::filesystem::equivalent(a.in, a.out, error)) {
+    throw UsageError(message("OUT is ", quoted(a.out), ", expected another folder than IN: its weights would be lost"));
+  }
+  const Stopwatch watch;
+  hymba::quantise_checkpoint(a.in, a.out, weights, calibrated(a));
+  copy_companions(a.in, a.out);
+  const std::uintmax_t before = weight_file_bytes(a.in), after = weight_file_bytes(a.out);
+  if (a.json) {
+    put(json_line({{"in", a.in},
+                   {"out", a.out},
+                   {"weights", a.weights},
+                   {"calibrated", !a.calibrate.empty()},
+                   {"bytes_in", before},
+                   {"bytes_out", after}}));
+  } else if (!a.quiet) {
+    note(message(a.out, ": ", bytes_text(after), " of weights in ", a.weights, ", from ", bytes_text(before), ", in ",
+                 fixed(watch.seconds(), 1), " s"));
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_quantize(CLI::App& app, Command& run) {
+  CLI::App* command = app.add_subcommand("quantize", "Write a checkpoint with its weights in another format");
+  command->footer(
+      "int8: 8 bits and a scale for each 256 columns. int4: 4 bits, a multiplier for each 32 and a scale for each 256\n"
+      "columns; embedding, output and the projections of the time step stay in int8. The files open by memory map.\n"
+      "Example:\n  hymba quantize DIR DIR-int4 --weights int4 --calibrate some-text.txt\n");
+  const auto a = std::make_shared<QuantizeArguments>();
+  command->add_option("IN", a->in, "Folder with config.json and the weights")->required()->type_name("");
+  command->add_option("OUT", a->out, "Folder to write; made when it is not there")->required()->type_name("");
+  command->add_option("--weights", a->weights, "Format of the matrices")->required()->type_name("f32|f16|bf16|int8|int4");
+  command
+      ->add_option("--calibrate", a->calibrate,
+                   "Text like what the model will read: errors then count as much as they do there (int4)")
+      ->type_name("FILE");
+  add_number(*command, "--context", a->context, "Tokens of a sequence of that text. Default: 512");
+  add_number(*command, "--max-tokens", a->max_tokens, "Tokens of that text that are read. Default: 16384");
+  command->add_flag("--json", a->json, "The result as JSON");
+  command->add_flag("--quiet", a->quiet, "Nothing on standard error but errors");
+  command->callback([&run, a] { run = [a] { return quantize(*a); }; });
+}
+
+}  // namespace cli
