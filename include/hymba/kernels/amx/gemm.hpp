@@ -204,21 +204,22 @@ struct TileGemm {
                            const float* token_scales, float* sums, bool first) {
     alignas(64) std::int32_t held[2][sums_size];
     constexpr std::int64_t row_bytes = panel_rows * 4;
-    constexpr int vectors = Rows * 16 * Cols, share = vectors / static_cast<int>(block_steps);
-    const auto add = [&](std::int64_t block, bool fresh, int from, int to) {
-      const std::int32_t* const integers = held[block % 2];
-      const float* const ws = weight_scales + block * panel_rows;
-      const __m512 ts[2] = {_mm512_loadu_ps(token_scales + block * panel_rows),
-                            _mm512_loadu_ps(token_scales + block * panel_rows + 16)};
-#pragma GCC unroll 16
-      for (int i = from; i < to; ++i) {
-        const int r = i / Cols, c = i % Cols;
-        float* const out = sums + r * panel_rows + c * 16;
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(ws[r]), ts[c]);
-        const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(integers + r * panel_rows + c * 16));
-        const __m512 base = fresh ? _mm512_setzero_ps() : _mm512_load_ps(out);
-        _mm512_store_ps(out, _mm512_fmadd_ps(value, scale, base));
-      }
+    constexpr int all = Rows * 16, share = all / static_cast<int>(block_steps);  // rows added with each step
+    const auto add = [&](std::int64_t block, bool fresh, int row) {
+      const std::int32_t* const integers = held[block % 2] + row * panel_rows;
+      const float* const ws = weight_scales + block * panel_rows + row;
+      float* const out = sums + row * panel_rows;
+      __m512 ts[Cols];
+      unrolled<Cols>([&](auto c) { ts[c] = _mm512_loadu_ps(token_scales + block * panel_rows + c * 16); });
+      const __mmask16 old = fresh ? 0 : 0xffff;
+      unrolled<share>([&](auto r) {
+        const __m512 w = _mm512_set1_ps(ws[r]);
+        unrolled<Cols>([&](auto c) {
+          const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(integers + r * panel_rows + c * 16));
+          float* const to = out + r * panel_rows + c * 16;
+          _mm512_store_ps(to, _mm512_fmadd_ps(value, _mm512_mul_ps(w, ts[c]), _mm512_maskz_load_ps(old, to)));
+        });
+      });
     };
     const std::int64_t blocks = units_of(steps, block_steps);
     written_before_tiles();
@@ -241,11 +242,11 @@ struct TileGemm {
         a += 2 * tile;
         b += 2 * tile;
         if (block > 0) {
-          add(block - 1, first && block == 1, added, added + share);
+          add(block - 1, first && block == 1, added);
           added += share;
         }
       }
-      if (block > 0) add(block - 1, first && block == 1, added, vectors);
+      for (; block > 0 && added < all; added += share) add(block - 1, first && block == 1, added);
       std::int32_t* const to = held[block % 2];
       _tile_stored(0, to, row_bytes);
       if constexpr (Cols == 2) _tile_stored(1, to + 16, row_bytes);
@@ -253,7 +254,7 @@ struct TileGemm {
       if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, to + 16 * panel_rows + 16, row_bytes);
       written_before_tiles();
     }
-    add(blocks - 1, first && blocks == 1, 0, vectors);
+    for (int row = 0; row < all; row += share) add(blocks - 1, first && blocks == 1, row);
   }
 
   /// Writes sums [outs, tokens] (32 apart) as y [tokens, outs], on what y starts from.
