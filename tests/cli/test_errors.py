@@ -27,9 +27,9 @@ def test_options(folder):
     refused("generate", "--model", MODEL, "--prompt", "x", "--stop", "", naming="stop string 0")
     refused("generate", "--model", MODEL, "--prompt", "x", "--logprobs", naming="--json")
     refused("generate", "--model", MODEL, "--prompt", "x", "--greedy", "--temperature", "1", naming="--temperature")
-    for option, value in (("--threads", "-1"), ("--threads", "5000"), ("--threads", "x"), ("--weights", "int8"), ("--cache", "f64"),
-                          ("--max-context", "-5"), ("--max-context", "99999999999999999999"), ("--max-context", "0x10"),
-                          ("--max-new-tokens", "-1"), ("--max-new-tokens", "1e3"), ("--seed", "-1"), ("--seed", "1.5"),
+    for option, value in (("--threads", "-1"), ("--threads", "5000"), ("--threads", "x"), ("--weights", "int3"),
+                          ("--cache", "f64"), ("--arch", "vnni"), ("--max-context", "-5"), ("--max-context", "0x10"),
+                          ("--max-context", "99999999999999999999"), ("--max-new-tokens", "-1"), ("--max-new-tokens", "1e3"), ("--seed", "-1"), ("--seed", "1.5"),
                           ("--stop-token", "512"), ("--stop-token", "-1"), ("--stop-token", "1,2"), ("--temperature", "warm"),
                           ("--temperature", ""), ("--top-k", "many")):
         refused("generate", "--model", MODEL, "--prompt", "x", option, value, naming=option)
