@@ -12,6 +12,7 @@
 #include <hymba/exec/kernel.hpp>
 #include <hymba/kernels/amx/activations.hpp>
 #include <hymba/kernels/amx/attention.hpp>
+#include <hymba/kernels/amx/fetch_ahead.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
 #include <hymba/kernels/amx/weight_tiles.hpp>
 #include <hymba/kernels/gemm.hpp>
@@ -20,6 +21,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
@@ -31,8 +33,9 @@ namespace detail::amx {
 /// The product of activations and a weight matrix on tiles.
 ///
 /// The weights are the left operand: their rows are rows of tiles, in whatever row-major order they are stored. The
-/// tokens are the right operand, packed once for all threads; for a single token its row is the operand as it lies. So
-/// a thread takes its share of the weights past all tokens, and weights are read from memory once.
+/// tokens are the right operand, packed once for all threads; for a single token its row is the operand as it lies. A
+/// thread keeps a group of tokens in its second-level cache and takes weights past them, which are fetched there just
+/// before; the groups run through the weights at the same time, so that memory is read once for all of them.
 ///
 /// Bytes are summed exactly over a block of 256 columns, then scaled and added in single precision, block after block.
 /// bf16 products are summed along k by the tiles. Either way a number depends on its row and its token alone.
@@ -43,14 +46,19 @@ struct TileGemm {
   using Element = typename Tiles::Element;
   static constexpr bool bytes = Tiles::bytes;
   static constexpr std::int64_t depth = Tiles::depth, tile = Tiles::tile;
-  // In the first-level cache: a panel of weights, `deepest` along k. In the second: the tokens as deep as that, and the
-  // sums of `block_panels` panels of weights.
+  /// Columns multiplied at once: a panel of weights as deep as that stays in the first-level cache.
   static constexpr std::int64_t deepest = bytes ? 1024 : 448;
   static constexpr std::int64_t most_tokens = 512;
-  static constexpr std::int64_t block_panels = 8;
+  /// Tokens that a thread takes past its weights. In the second-level cache stay either all their columns, with the sums
+  /// of one panel of weights, or, where that is too much, `deepest` columns with the sums of `block_panels`.
+  static constexpr std::int64_t group_tokens = 256;
+  static constexpr std::int64_t group_bytes = 1280 << 10;
+  static constexpr std::int64_t block_panels = 24;
   static constexpr std::int64_t sums_size = panel_rows * panel_rows;
 
   static constexpr std::int64_t steps_of(std::int64_t k) { return units_of(k, depth); }
+  /// True where a group of tokens stays in the second-level cache with all its columns.
+  static constexpr bool stays(std::int64_t in) { return steps_of(in) * 64 * group_tokens <= group_bytes; }
   static constexpr std::int64_t deep_block(std::int64_t k) { return equal_block(k, deepest, bytes ? quantised_block : depth); }
 
   // --- Memory --------------------------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ struct TileGemm {
     const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
     // As deep as any block of no more columns: blocks of more columns may be less deep.
     const std::int64_t deep = std::min(round_up(in, bytes ? quantised_block : depth), deepest);
-    const std::int64_t held = in <= deepest ? 1 : block_panels * panels;
+    const std::int64_t held = std::min(panels, group_tokens / panel_rows) * (stays(in) ? 1 : block_panels);
     const std::int64_t many =
         steps_of(deep) * 2 * 1024 + held * sums_size * 4 + quantised_blocks(deep) * panel_rows * 4;
     return static_cast<std::size_t>(round_up(std::max(one, many), 64));
@@ -91,10 +99,16 @@ struct TileGemm {
       exec.parallel_for(std::min(threads, columns), [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
         for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c) pack(here, c, packed, scales);
       });
-      const BlockGrid grid(threads, panels, units_of(w.rows, panel_rows));
-      exec.parallel_for(grid.tasks(), [&](std::int64_t task, int thread) noexcept {
-        const BlockRange rows = grid.row_range(task, panel_rows, tokens);
-        const BlockRange cols = grid.col_range(task, panel_rows, w.rows);
+      // The fewest cuts of the weights with which every thread has as many tasks.
+      const std::int64_t groups = units_of(panels, group_tokens / panel_rows);
+      const std::int64_t weight_panels = units_of(w.rows, panel_rows);
+      const std::int64_t cuts = std::min(threads / std::gcd(threads, groups), weight_panels);
+      exec.parallel_for(groups * cuts, [&](std::int64_t task, int thread) noexcept {
+        const std::int64_t group = task / cuts, cut = task % cuts;
+        const BlockRange rows{panels * group / groups * panel_rows,
+                              std::min(panels * (group + 1) / groups * panel_rows, tokens)};
+        const BlockRange cols{weight_panels * cut / cuts * panel_rows,
+                              std::min(weight_panels * (cut + 1) / cuts * panel_rows, w.rows)};
         multiply(scratch.of<std::byte>(thread), packed, scales, w, bias, y.row_range(t0, tokens), store, rows, cols);
       });
     }
@@ -116,38 +130,66 @@ struct TileGemm {
     }
   }
 
+  /// A panel of weights as tiles: 16 rows of `stride` bytes from `at`, the other 16 rows `below`, the next step `next`
+  /// bytes further.
+  struct Left {
+    const std::byte* at;
+    std::int64_t stride, below, next;
+  };
+
   /// Tokens [rows.first, rows.last) against rows [cols.first, cols.last) of the weights.
   static void multiply(std::byte* memory, const Element* packed, const float* token_scales, const WeightMatrix<W>& w,
                        const float* bias, MatrixView<float> y, Store store, BlockRange rows, BlockRange cols) {
     const TileScope tiles;
     const std::int64_t all_steps = steps_of(w.cols), deep = deep_block(w.cols), most_steps = steps_of(deep);
     const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
-    const bool whole = deep >= w.cols;
+    const std::int64_t block =
+        stays(w.cols) ? panel_rows : equal_block(cols.last - cols.first, block_panels * panel_rows, panel_rows);
+    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
+    // Rows are tiles as they lie, unless they must be converted or end within a tile.
+    constexpr bool stored = W == Weights::int8 || W == Weights::bf16;
+    const bool whole_steps = W == Weights::int8 || w.cols % depth == 0;
     auto* const weights = reinterpret_cast<Element*>(memory);
     auto* const weight_scales = reinterpret_cast<float*>(memory + most_steps * 2 * 1024);
     float* const sums = weight_scales + quantised_blocks(deep) * (bytes ? panel_rows : 0);
-    for (std::int64_t o0 = cols.first; o0 < cols.last; o0 += block_panels * panel_rows) {
-      const std::int64_t o1 = std::min(cols.last, o0 + block_panels * panel_rows);
+    FetchAhead fetches;
+    for (std::int64_t o0 = cols.first; o0 < cols.last; o0 += block) {
+      const std::int64_t o1 = std::min(cols.last, o0 + block);
       for (std::int64_t k = 0; k < w.cols; k += deep) {
         const std::int64_t step = k / depth, steps = std::min(most_steps, all_steps - step);
+        const bool last = k + deep >= w.cols;
         for (std::int64_t o = o0; o < o1; o += panel_rows) {
           const std::int64_t outs = std::min(panel_rows, o1 - o);
-          load_panel(w, o, outs, step, steps, weights, weight_scales);
+          // While this is multiplied, what follows is fetched: the next panel, of the next columns after the last.
+          const std::int64_t after = o + panel_rows < o1 ? o + panel_rows : !last ? o0 : o1;
+          const std::int64_t after_k = o + panel_rows < o1 ? k : !last ? k + deep : 0;
+          const std::int64_t there = std::clamp<std::int64_t>(cols.last - after, 0, panel_rows);
+          const std::int64_t from = after_k * row_bytes / w.cols / 64;
+          const std::int64_t lines = std::min(after_k + deep, w.cols) * row_bytes / w.cols / 64 - from;
+          fetches.weights = {w.row(after) + from * 64, row_bytes, lines, there};
+          fetches.lines = units_of(lines * there, panels * steps);
+          const bool direct = stored && whole_steps && outs == panel_rows;
+          Left left{w.row(o) + step * 64, row_bytes, tile_rows * row_bytes, 64};
+          if (!direct) {
+            load_panel(w, o, outs, step, steps, weights);
+            left = {reinterpret_cast<const std::byte*>(weights), 64, 1024, 2048};
+          }
+          if constexpr (bytes) load_scales(w, o, outs, step, steps, weight_scales);
           for (std::int64_t p = 0; p < panels; ++p) {
             const std::int64_t panel = first_panel + p;
             const std::int64_t tokens = std::min(panel_rows, rows.last - panel * panel_rows);
-            float* const at = sums + (whole ? 0 : ((o - o0) / panel_rows * panels + p) * sums_size);
+            float* const at = sums + ((o - o0) / panel_rows * panels + p) * sums_size;
             const Element* const right = packed + (panel * all_steps + step) * 2 * tile;
+            float* const out = y.row(panel * panel_rows) + o;
+            if (last) fetches.outputs = {out, y.stride, tokens};
             if constexpr (bytes) {
-              block_of_bytes(outs, tokens, steps, weights, right, weight_scales,
+              block_of_bytes(outs, tokens, steps, left, right, weight_scales,
                              token_scales + panel * PackedTokens::panel_scales(w.cols) + k / quantised_block * panel_rows,
-                             at, k == 0);
+                             at, k == 0, fetches);
             } else {
-              block_of_bf16(outs, tokens, steps, weights, right, at, k == 0);
+              block_of_bf16(outs, tokens, steps, left, right, at, k == 0, fetches);
             }
-            if (k + deep >= w.cols) {
-              write(at, outs, tokens, bias != nullptr ? bias + o : nullptr, y.row(panel * panel_rows) + o, y.stride, store);
-            }
+            if (last) write(at, outs, tokens, bias != nullptr ? bias + o : nullptr, out, y.stride, store);
           }
         }
       }
@@ -155,34 +197,77 @@ struct TileGemm {
   }
 
   static void load_panel(const WeightMatrix<W>& w, std::int64_t o, std::int64_t outs, std::int64_t step,
-                         std::int64_t steps, Element* to, float* scales) {
+                         std::int64_t steps, Element* to) {
+    for (std::int64_t half = 0; half * tile_rows < outs; ++half) {
+      Tiles::load(w, o + half * tile_rows, std::min(tile_rows, outs - half * tile_rows), step, steps, to + half * tile,
+                  2 * tile);
+    }
+  }
+  static void load_scales(const WeightMatrix<W>& w, std::int64_t o, std::int64_t outs, std::int64_t step,
+                          std::int64_t steps, float* to)
+    requires bytes
+  {
     for (std::int64_t half = 0; half * tile_rows < outs; ++half) {
       const std::int64_t row = o + half * tile_rows, rows = std::min(tile_rows, outs - half * tile_rows);
-      Tiles::load(w, row, rows, step, steps, to + half * tile, 2 * tile);
-      if constexpr (bytes) {
-        const std::int64_t block = step / block_steps;
-        for (std::int64_t b = 0; b < units_of(steps, block_steps); ++b) {
-          _mm512_storeu_ps(scales + b * panel_rows + half * tile_rows, Tiles::scales(w, row, rows, block + b));
-        }
+      for (std::int64_t b = 0; b < units_of(steps, block_steps); ++b) {
+        _mm512_storeu_ps(to + b * panel_rows + half * tile_rows, Tiles::scales(w, row, rows, step / block_steps + b));
       }
     }
   }
 
-  static void block_of_bf16(std::int64_t outs, std::int64_t tokens, std::int64_t steps, const bf16* a, const bf16* b,
-                            float* sums, bool first) {
-    const Start start = first ? Start::zero : Start::output;
-    const NextOutput none(nullptr, 0, 0, 1);
+  static void block_of_bf16(std::int64_t outs, std::int64_t tokens, std::int64_t steps, const Left& left, const bf16* b,
+                            float* sums, bool first, FetchAhead& fetches) {
     with_tiles(outs, tokens, [&](auto rows, auto cols) {
-      tile_product<rows(), cols()>(steps, a, b, sums, panel_rows, start, nullptr, none);
+      bf16_product<rows(), cols()>(steps, left, b, sums, first, fetches);
     });
   }
 
-  static void block_of_bytes(std::int64_t outs, std::int64_t tokens, std::int64_t steps, const std::int8_t* a,
+  static void block_of_bytes(std::int64_t outs, std::int64_t tokens, std::int64_t steps, const Left& left,
                              const std::int8_t* b, const float* weight_scales, const float* token_scales, float* sums,
-                             bool first) {
+                             bool first, FetchAhead& fetches) {
     with_tiles(outs, tokens, [&](auto rows, auto cols) {
-      byte_product<rows(), cols()>(steps, a, b, weight_scales, token_scales, sums, first);
+      byte_product<rows(), cols()>(steps, left, b, weight_scales, token_scales, sums, first, fetches);
     });
+  }
+
+  /// sums [32, 32] = (first ? 0 : sums) + the product.
+  template <int Rows, int Cols>
+  static void bf16_product(std::int64_t steps, const Left& left, const bf16* b, float* sums, bool first,
+                           FetchAhead& fetches) {
+    constexpr std::int64_t row_bytes = panel_rows * 4;
+    float* const below = sums + tile_rows * panel_rows;
+    written_before_tiles();
+    if (first) {
+      _tile_zero(0);
+      if constexpr (Cols == 2) _tile_zero(1);
+      if constexpr (Rows == 2) _tile_zero(2);
+      if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+    } else {
+      _tile_loadd(0, sums, row_bytes);
+      if constexpr (Cols == 2) _tile_loadd(1, sums + 16, row_bytes);
+      if constexpr (Rows == 2) _tile_loadd(2, below, row_bytes);
+      if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, below + 16, row_bytes);
+    }
+    const std::byte* a = left.at;
+    const std::int64_t stride = left.stride, other = left.below, next = left.next;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      _tile_loadd(4, a, stride);
+      _tile_stream_loadd(6, b, 64);
+      if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
+      if constexpr (Rows == 2) _tile_loadd(5, a + other, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (Cols == 2) _tile_dpbf16ps(1, 4, 7);
+      if constexpr (Rows == 2) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
+      fetches.step();
+      a += next;
+      b += 2 * tile;
+    }
+    _tile_stored(0, sums, row_bytes);
+    if constexpr (Cols == 2) _tile_stored(1, sums + 16, row_bytes);
+    if constexpr (Rows == 2) _tile_stored(2, below, row_bytes);
+    if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, below + 16, row_bytes);
+    written_before_tiles();
   }
 
   /// Calls `body` with the numbers of tiles that hold `outs` rows of weights and `tokens` tokens: 1 or 2 each.
@@ -200,8 +285,10 @@ struct TileGemm {
   /// sums [32, 32] = (first ? 0 : sums) + the blocks' integer sums, scaled. While a block is multiplied, the integers of
   /// the one before it are converted and added: the tiles' unit and the vector units work at the same time.
   template <int Rows, int Cols>
-  static void byte_product(std::int64_t steps, const std::int8_t* a, const std::int8_t* b, const float* weight_scales,
-                           const float* token_scales, float* sums, bool first) {
+  static void byte_product(std::int64_t steps, const Left& left, const std::int8_t* b, const float* weight_scales,
+                           const float* token_scales, float* sums, bool first, FetchAhead& fetches) {
+    const std::byte* a = left.at;
+    const std::int64_t stride = left.stride, other = left.below, next = left.next;
     alignas(64) std::int32_t held[2][sums_size];
     constexpr std::int64_t row_bytes = panel_rows * 4;
     constexpr int all = Rows * 16, share = all / static_cast<int>(block_steps);  // rows added with each step
@@ -231,15 +318,16 @@ struct TileGemm {
       const int here = static_cast<int>(std::min(block_steps, steps - block * block_steps));
       int added = 0;
       for (int s = 0; s < here; ++s) {
-        _tile_loadd(4, a, 64);
+        _tile_loadd(4, a, stride);
         _tile_stream_loadd(6, b, 64);
         if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
-        if constexpr (Rows == 2) _tile_loadd(5, a + tile, 64);
+        if constexpr (Rows == 2) _tile_loadd(5, a + other, stride);
         _tile_dpbssd(0, 4, 6);
         if constexpr (Cols == 2) _tile_dpbssd(1, 4, 7);
         if constexpr (Rows == 2) _tile_dpbssd(2, 5, 6);
         if constexpr (Rows == 2 && Cols == 2) _tile_dpbssd(3, 5, 7);
-        a += 2 * tile;
+        fetches.step();
+        a += next;
         b += 2 * tile;
         if (block > 0) {
           add(block - 1, first && block == 1, added);
