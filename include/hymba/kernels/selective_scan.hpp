@@ -165,12 +165,19 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
     if constexpr (N != dynamic) {
       detail::unrolled<N>([&](auto n) { h[n] = access.load(state + n * width); });
     }
+    // What takes long and depends on no other row first, row after row: between the states of two rows it would make them
+    // wait.
+    V deltas[tile_rows], gates[tile_rows];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      deltas[r] = simd::softplus<A>(access.load(in.dt.row(row + r) + e));
+      gates[r] = simd::silu<A>(access.load(in.z.row(row + r) + e));
+    }
     for (std::int64_t t = row; t < row + rows; ++t) {
       // What later vectors of channels need of this row; of y too, or its stores would wait for memory one by one.
       simd::prefetch(in.c.row(t) + soon), simd::prefetch(in.dt.row(t) + soon);
       simd::prefetch(in.z.row(t) + soon), simd::prefetch(y.row(t) + soon);
       const V c = access.load(in.c.row(t) + e);
-      const V delta = simd::softplus<A>(access.load(in.dt.row(t) + e));
+      const V delta = deltas[t - row];
       const V delta2 = delta * V(1.44269504f), input = delta * c;
       const float* const b = in.B.row(t);
       const float* const out = in.C.row(t);
@@ -187,7 +194,7 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
           sum = simd::fma<A>(next, V(out[n]), sum);
         }
       }
-      access.store(y.row(t) + e, sum * simd::silu<A>(access.load(in.z.row(t) + e)));
+      access.store(y.row(t) + e, sum * gates[t - row]);
     }
     if constexpr (N != dynamic) {
       detail::unrolled<N>([&](auto n) { access.store(state + n * width, h[n]); });

@@ -61,6 +61,20 @@ HYMBA_ALWAYS_INLINE floats<A> power_of_two(const floats<A>& sum) {
 /// 2^x for x <= 0, within exp2_error; 0 below -126.5.
 template <class A>
 HYMBA_ALWAYS_INLINE floats<A> exp2_nonpositive(const floats<A>& x) {
+#if defined(__AVX512DQ__)
+  if constexpr (lanes<A> == 16) {
+    // Two instructions take x apart and put the power together: what is above the integer below x, and 2^floor(x). The
+    // polynomial is for [0, 1).
+    const floats<A> f(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+    floats<A> p = simd::fma<A>(floats<A>(0x1.c72118p-13f), f, floats<A>(0x1.461954p-10f));
+    p = simd::fma<A>(p, f, floats<A>(0x1.3d28p-7f));
+    p = simd::fma<A>(p, f, floats<A>(0x1.c685p-5f));
+    p = simd::fma<A>(p, f, floats<A>(0x1.ebfd9ep-3f));
+    p = simd::fma<A>(p, f, floats<A>(0x1.62e42ap-1f));
+    p = simd::fma<A>(p, f, floats<A>(1.0f));
+    return floats<A>(_mm512_scalef_ps(p, x));
+  }
+#endif
   // The operand order of max keeps NaN on x86.
   const floats<A> t = simd::max<A>(floats<A>(-127.0f), x);
   const floats<A> magic(detail::exponent_magic);
