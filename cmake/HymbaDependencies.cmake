@@ -48,6 +48,10 @@ if(HYMBA_JSON)
   list(APPEND HYMBA_DEPENDENCIES nlohmann_json::nlohmann_json)
 endif()
 
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+list(APPEND HYMBA_DEPENDENCIES Threads::Threads)
+
 if(HYMBA_OPENMP)
   find_package(OpenMP QUIET COMPONENTS CXX)
   if(NOT TARGET OpenMP::OpenMP_CXX)

@@ -5,6 +5,7 @@
 
 #include <hymba/core/macros.hpp>
 #include <hymba/exec/policy.hpp>
+#include <hymba/exec/team.hpp>
 #include <hymba/fwd.hpp>
 #include <hymba/io/emit_variant.hpp>
 #include <hymba/io/open.hpp>

@@ -21,9 +21,10 @@ namespace detail {
 #if defined(__linux__) && defined(__x86_64__)
 inline bool ask_for_amx() noexcept {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned osxsave = 1u << 27, amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+  constexpr unsigned osxsave = 1u << 27, amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
+  constexpr unsigned units = amx_bf16 | amx_tile | amx_int8;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & osxsave) == 0) return false;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & amx_bf16) == 0 || (d & amx_tile) == 0) return false;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & units) != units) return false;
   // The state components the system saves: tile configuration (17) and tile data (18).
   std::uint32_t low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -40,7 +41,7 @@ inline bool ask_for_amx() noexcept { return false; }
 
 }  // namespace detail
 
-/// Whether the processor has AMX tiles with bf16 and the system lets this process use them. The first call asks Linux
+/// Whether the processor has AMX tiles for bf16 and bytes and the system lets this process use them. The first call asks Linux
 /// for permission, for all threads of the process; until a call has returned true, nothing may run on arch::amx. False
 /// on other systems.
 inline bool amx_available() noexcept {
