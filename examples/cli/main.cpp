@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hymba: generate, chat, perplexity, inspect, logits, tokenize, quantize, train, bench. Results go to standard output, everything
-// else to standard error; an error is one line and exit code 2.
+// hymba: generate, chat, perplexity, inspect, logits, tokenize, quantize, train, bench. Results go to standard output,
+// everything else to standard error; an error is one line and exit code 2.
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
 

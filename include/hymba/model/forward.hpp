@@ -52,8 +52,9 @@ class Workspace {
   float* projected = nullptr;   ///< [R, widest input projection]
   float* attention = nullptr;   ///< [R, H*dv]
   float* ssm = nullptr;         ///< [R, E]
-  float* mixed = nullptr;       ///< [R, widest mixed]
-  float* part = nullptr;        ///< working memory of the SSM heads and of the MLP, which never run at the same time
+  float* ssm_part = nullptr;    ///< working memory of the SSM heads
+  float* mixed = nullptr;       ///< [R, widest mixed]: over `projected`, which nobody reads after the heads
+  float* mlp_part = nullptr;    ///< working memory of the MLP: over all of the above, which are the heads'
   float* cosines = nullptr;     ///< [R, key_width / 2]
   float* sines = nullptr;
   CacheSequence<E>* cache_sequences = nullptr;
@@ -75,13 +76,22 @@ class Workspace {
     }
     x = arena.take<float>(rows * static_cast<std::size_t>(a.width));
     u = arena.take<float>(rows * static_cast<std::size_t>(a.width));
-    projected = arena.take<float>(rows * widest_input);
-    attention = arena.take<float>(rows * static_cast<std::size_t>(a.attention_width()));
-    ssm = arena.take<float>(rows * static_cast<std::size_t>(a.ssm_width()));
-    mixed = arena.take<float>(rows * widest_mixed);
-    std::int64_t part_floats = mlp_workspace_floats(a.mlp, max_rows_);
-    if constexpr (Architecture<V>::has_ssm) part_floats = std::max(part_floats, a.ssm.workspace_floats(max_rows_));
-    part = arena.take<float>(static_cast<std::size_t>(part_floats));
+    std::size_t ssm_floats = 0;
+    if constexpr (Architecture<V>::has_ssm) ssm_floats = static_cast<std::size_t>(a.ssm.workspace_floats(max_rows_));
+    // Each on a cache line of its own, as if taken one by one.
+    const auto lines = [](std::size_t floats) { return (floats + 15) / 16 * 16; };
+    const std::size_t input_floats = lines(rows * std::max(widest_input, widest_mixed));
+    const std::size_t attention_floats = lines(rows * static_cast<std::size_t>(a.attention_width()));
+    const std::size_t recurred_floats = lines(rows * static_cast<std::size_t>(a.ssm_width()));
+    const auto mlp_floats = static_cast<std::size_t>(mlp_workspace_floats(a.mlp, max_rows_));
+    projected = arena.take<float>(
+        std::max(input_floats + attention_floats + recurred_floats + ssm_floats, mlp_floats));
+    if (projected != nullptr) {
+      attention = projected + input_floats;
+      ssm = attention + attention_floats;
+      ssm_part = ssm + recurred_floats;
+      mixed = mlp_part = projected;
+    }
     cosines = arena.take<float>(rows * static_cast<std::size_t>(model.rope().half()));
     sines = arena.take<float>(rows * static_cast<std::size_t>(model.rope().half()));
     const auto sequences = static_cast<std::size_t>(max_sequences_);
@@ -211,7 +221,7 @@ struct Forward {
       SsmStep step;
       step.input = input;
       step.sequences = {w.ssm_sequences, sequences.size()};
-      step.workspace = w.part;
+      step.workspace = w.ssm_part;
       step.sequence_workspace = w.ssm_sequence_workspace;
       step.output = output;
       ssm_forward(a.ssm, context(i, Part::ssm), step);
@@ -250,7 +260,7 @@ struct Forward {
 
     if (a.has_mlp()) {
       run<op::RmsNorm>(c, x, c.vector(k), c.eps, u);
-      mlp_forward(a.mlp, context(i, Part::mlp), MatrixView<const float>(u), x, w.part);
+      mlp_forward(a.mlp, context(i, Part::mlp), MatrixView<const float>(u), x, w.mlp_part);
     }
   }
 };
