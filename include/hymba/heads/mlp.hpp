@@ -15,6 +15,7 @@
 #include <hymba/core/view.hpp>
 #include <hymba/heads/context.hpp>
 #include <hymba/kernels/activations.hpp>
+#include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/variant/mlp.hpp>
 
@@ -27,11 +28,9 @@ void mlp_forward(const SwiGlu<F>& mlp, const C& c, MatrixView<const typename C::
                  MatrixView<typename C::real> out, typename C::real* workspace) {
   using Real = typename C::real;
   const std::int64_t rows = in.rows, hidden = mlp.hidden();
-  MatrixView<Real> gate(workspace, rows, hidden), up(workspace + rows * hidden, rows, hidden);
-  run<op::Gemm>(c, in, c.matrix(0), static_cast<const Real*>(nullptr), gate, Store::assign);
-  run<op::Gemm>(c, in, c.matrix(1), static_cast<const Real*>(nullptr), up, Store::assign);
-  run<op::SwiGlu>(c, gate, up, gate);
-  run<op::Gemm>(c, gate, c.matrix(2), static_cast<const Real*>(nullptr), out, Store::add);
+  MatrixView<Real> gated(workspace, rows, hidden), spare(workspace + rows * hidden, rows, hidden);
+  run<op::GatedGemm>(c, in, c.matrix(0), c.matrix(1), gated, spare);
+  run<op::Gemm>(c, gated, c.matrix(2), static_cast<const Real*>(nullptr), out, Store::add);
 }
 
 template <int F, class C>

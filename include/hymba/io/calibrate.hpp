@@ -13,6 +13,7 @@
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/open.hpp>
 #include <hymba/io/quantise.hpp>
+#include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/model/model.hpp>
 
@@ -83,6 +84,9 @@ struct kernel_for<op::Gemm, arch::observed<Base>> : kernel_for<op::Gemm, Base> {
     kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
   }
 };
+
+template <class Base>
+struct kernel_for<op::GatedGemm, arch::observed<Base>> : gated_gemm_in_parts<arch::observed<Base>> {};
 
 /// The importance of every column of every matrix of the checkpoint in `folder`, from reading `tokens` in sequences of
 /// `context`. The embedding, when the output shares it, counts as the output.

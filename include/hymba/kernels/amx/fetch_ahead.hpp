@@ -6,6 +6,7 @@
 
 #include <hymba/core/macros.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -18,14 +19,27 @@ struct RowsToRead {
   const std::byte* row = nullptr;
   std::int64_t stride = 0, lines = 0, rows = 0, line = 0;
   HYMBA_ALWAYS_INLINE void fetch(std::int64_t count) {
-    for (std::int64_t i = 0; i < count && rows > 0; ++i) {
-      __builtin_prefetch(row + line * 64, 0, 2);
-      if (++line == lines) {
+    while (count > 0 && rows > 0) {
+      const std::int64_t here = std::min(count, lines - line);
+      const std::byte* const at = row + line * 64;
+      for (std::int64_t i = 0; i < here; ++i) __builtin_prefetch(at + i * 64, 0, 2);
+      count -= here;
+      line += here;
+      if (line == lines) {
         line = 0;
         row += stride;
         --rows;
       }
     }
+  }
+};
+
+/// Memory that will be read from end to end: into the second-level cache.
+struct BytesToRead {
+  const std::byte* at = nullptr;
+  std::int64_t left = 0;
+  HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
+    for (std::int64_t i = 0; i < lines && left > 0; ++i, at += 64, left -= 64) __builtin_prefetch(at, 0, 2);
   }
 };
 
@@ -41,13 +55,14 @@ struct RowsToWrite {
   }
 };
 
-/// The weights that come next and the outputs of what is being multiplied.
+/// The weights that come next, two halves of a panel, and the outputs of what is being multiplied.
 struct FetchAhead {
-  RowsToRead weights;
-  std::int64_t lines = 0;  ///< of weights with each step
+  RowsToRead weights[2];
+  std::int64_t lines = 0;  ///< of each half with each step
   RowsToWrite outputs;
   HYMBA_ALWAYS_INLINE void step() {
-    weights.fetch(lines);
+    weights[0].fetch(lines);
+    weights[1].fetch(lines);
     outputs.fetch(3);
   }
 };

@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Products of activations and weights on AMX tiles: what op::Gemm and op::GatedGemm have in common.
+#pragma once
+
+#include <hymba/kernels/amx/tiles.hpp>
+
+#if defined(HYMBA_AMX)
+
+#include <hymba/core/macros.hpp>
+#include <hymba/core/view.hpp>
+#include <hymba/exec/formats.hpp>
+#include <hymba/exec/kernel.hpp>
+#include <hymba/kernels/amx/activations.hpp>
+#include <hymba/kernels/amx/fetch_ahead.hpp>
+#include <hymba/kernels/amx/weight_panels.hpp>
+#include <hymba/kernels/amx/weight_tiles.hpp>
+#include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/static_dispatch.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <type_traits>
+
+HYMBA_NAMESPACE_BEGIN
+
+namespace detail::amx {
+
+/// The product of activations and weights on tiles. Which rows of weights go side by side is the panels' affair, what
+/// becomes of the sums the sink's (amx/weight_panels.hpp, amx/sinks.hpp).
+///
+/// The weights are the left operand: their rows are rows of tiles, in whatever row-major order they are stored. The
+/// tokens are the right operand, packed once for all threads; for a single token its row is the operand as it lies. A
+/// thread keeps a group of tokens in its second-level cache and takes weights past them, which are fetched there just
+/// before; the groups run through the weights at the same time, so that memory is read once for all of them.
+///
+/// Bytes are summed exactly over a block of 256 columns, then scaled and added in single precision, block after block.
+/// bf16 products are summed along k by the tiles. Either way a number depends on its row and its token alone.
+template <Weights W>
+struct TileGemm {
+  using Format = weight_format<W>;
+  using Tiles = TileWeights<W>;
+  using Element = typename Tiles::Element;
+  static constexpr bool bytes = Tiles::bytes;
+  static constexpr std::int64_t depth = Tiles::depth, tile = Tiles::tile;
+  /// Columns multiplied at once: a panel of weights as deep as that stays in the first-level cache.
+  static constexpr std::int64_t deepest = bytes ? 1024 : 448;
+  static constexpr std::int64_t most_tokens = 512;
+  /// Tokens that a thread takes past its weights. In the second-level cache stay either all their columns, with the sums
+  /// of one panel of weights, or, where that is too much, `deepest` columns with the sums of `block_panels`.
+  static constexpr std::int64_t group_tokens = 256;
+  static constexpr std::int64_t group_bytes = 1280 << 10;
+  static constexpr std::int64_t block_panels = 24;
+  static constexpr std::int64_t sums_size = panel_rows * panel_rows;
+
+  static constexpr std::int64_t steps_of(std::int64_t k) { return units_of(k, depth); }
+  /// True where a group of tokens stays in the second-level cache with all its columns.
+  static constexpr bool stays(std::int64_t in) { return steps_of(in) * 64 * group_tokens <= group_bytes; }
+  static constexpr std::int64_t deep_block(std::int64_t k) {
+    return equal_block(k, deepest, bytes ? quantised_block : depth);
+  }
+
+  // --- Memory --------------------------------------------------------------------------------------------------------
+
+  /// The packed tokens that all threads read.
+  static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in) {
+    if (rows <= 1) return 0;
+    const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
+    return static_cast<std::size_t>(panels * (steps_of(in) * 2 * 1024 +
+                                              (bytes ? PackedTokens::panel_scales(in) : 0) *
+                                                  static_cast<std::int64_t>(sizeof(float))));
+  }
+  static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
+    // One token: its row, the scales of its blocks, and tiles of weights that must be unpacked or completed.
+    const std::int64_t one = steps_of(in) * 64 + quantised_blocks(in) * 64 + 2 * one_tiles * 1024;
+    if (rows <= 1) return static_cast<std::size_t>(one);
+    const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
+    // As deep as any block of no more columns: blocks of more columns may be less deep.
+    const std::int64_t deep = std::min(round_up(in, bytes ? quantised_block : depth), deepest);
+    const std::int64_t held = std::min(panels, group_tokens / panel_rows) * (stays(in) ? 1 : block_panels);
+    const std::int64_t many =
+        steps_of(deep) * 2 * 1024 + held * sums_size * 4 + quantised_blocks(deep) * panel_rows * 4;
+    return static_cast<std::size_t>(round_up(std::max(one, many), 64));
+  }
+
+  // --- Many tokens ---------------------------------------------------------------------------------------------------
+
+  template <class Exec, class Panels, class Sink>
+  static void many(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink) {
+    const std::int64_t threads = x.rows * w.rows() * x.cols < serial_product ? 1 : exec.threads();
+    for (std::int64_t t0 = 0; t0 < x.rows; t0 += most_tokens) {
+      const std::int64_t tokens = std::min(most_tokens, x.rows - t0);
+      const MatrixView<const float> here = x.row_range(t0, tokens);
+      const std::int64_t columns = units_of(tokens, tile_rows), panels = units_of(tokens, panel_rows);
+      auto* const packed = reinterpret_cast<Element*>(scratch.shared);
+      auto* const scales = reinterpret_cast<float*>(scratch.shared + panels * steps_of(x.cols) * 2 * 1024);
+      exec.parallel_for(std::min(threads, columns), [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
+        for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c) pack(here, c, packed, scales);
+      });
+      // The fewest cuts of the weights with which every thread has as many tasks.
+      const std::int64_t groups = units_of(panels, group_tokens / panel_rows);
+      const std::int64_t cuts = std::min(threads / std::gcd(threads, groups), w.panels());
+      exec.parallel_for(groups * cuts, [&](std::int64_t task, int thread) noexcept {
+        const std::int64_t group = task / cuts, cut = task % cuts;
+        const Range rows{panels * group / groups * panel_rows,
+                         std::min(panels * (group + 1) / groups * panel_rows, tokens)};
+        const Range cols{w.panels() * cut / cuts, w.panels() * (cut + 1) / cuts};
+        multiply(scratch.of<std::byte>(thread), packed, scales, x.cols, w, sink, t0, rows, cols);
+      });
+    }
+  }
+
+ private:
+  static constexpr std::int64_t one_tiles = 2;  ///< of weights that go side by side past one token, at most
+  /// Bytes of the rows that go side by side: what is fetched ahead, so little that it stays in the second-level cache.
+  static constexpr std::int64_t one_bytes = 128 << 10;
+  /// Rows are tiles as they lie, unless they must be converted, or end within a tile.
+  static constexpr bool stored = W == Weights::int8 || W == Weights::bf16;
+
+  struct Range {
+    std::int64_t first, last;
+  };
+
+  static void pack(MatrixView<const float> x, std::int64_t column, Element* packed, float* scales) {
+    const std::int64_t first = column * tile_rows, tokens = std::min(tile_rows, x.rows - first);
+    Element* const to = packed + column / 2 * steps_of(x.cols) * 2 * tile + column % 2 * tile;
+    if constexpr (bytes) {
+      PackedTokens::pack_int8(x, first, tokens, to,
+                              scales + column / 2 * PackedTokens::panel_scales(x.cols) + column % 2 * tile_rows);
+    } else {
+      PackedTokens::pack_bf16(x, first, tokens, to);
+    }
+  }
+
+  /// A panel of weights as tiles: rows of `stride` bytes of either half, the next step `next` bytes further.
+  struct Left {
+    const std::byte *upper, *lower;
+    std::int64_t stride, next;
+  };
+
+  /// Cache lines [first, last) of the rows of a pair of halves, to be fetched within `steps` steps.
+  static void fetch_in(FetchAhead& fetches, const PanelHalves<W>& halves, std::int64_t first, std::int64_t last,
+                       std::int64_t steps) {
+    for (int h = 0; h < 2; ++h) {
+      const PanelHalf<W>& half = halves.at[h];
+      const auto stride = static_cast<std::int64_t>(Format::row_bytes(half.w.cols));
+      fetches.weights[h] = {half.data() + first * 64, stride, last - first, half.rows};
+    }
+    fetches.lines = units_of((last - first) * std::max(halves.at[0].rows, halves.at[1].rows), steps);
+  }
+
+  /// Tokens [rows.first, rows.last), counted from `t0`, against panels [cols.first, cols.last) of weights.
+  template <class Panels, class Sink>
+  static void multiply(std::byte* memory, const Element* packed, const float* token_scales, std::int64_t in,
+                       const Panels& w, const Sink& sink, std::int64_t t0, Range rows, Range cols) {
+    const TileScope tiles;
+    const std::int64_t all_steps = steps_of(in), deep = deep_block(in), most_steps = steps_of(deep);
+    const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
+    const std::int64_t block = stays(in) ? 1 : units_of(cols.last - cols.first, units_of(cols.last - cols.first, block_panels));
+    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
+    const bool whole_steps = W == Weights::int8 || in % depth == 0;
+    auto* const weights = reinterpret_cast<Element*>(memory);
+    auto* const weight_scales = reinterpret_cast<float*>(memory + most_steps * 2 * 1024);
+    float* const sums = weight_scales + quantised_blocks(deep) * (bytes ? panel_rows : 0);
+    FetchAhead fetches;
+    for (std::int64_t o0 = cols.first; o0 < cols.last; o0 += block) {
+      const std::int64_t o1 = std::min(cols.last, o0 + block);
+      for (std::int64_t k = 0; k < in; k += deep) {
+        const std::int64_t step = k / depth, steps = std::min(most_steps, all_steps - step);
+        const bool last = k + deep >= in;
+        for (std::int64_t o = o0; o < o1; ++o) {
+          const PanelHalves<W> halves = w.panel(o);
+          // While this is multiplied, what follows is fetched: the next panel, of the next columns after the last.
+          const std::int64_t after = o + 1 < o1 ? o + 1 : !last ? o0 : o1;
+          const std::int64_t after_k = o + 1 < o1 ? k : !last ? k + deep : 0;
+          if (after < cols.last) {
+            fetch_in(fetches, w.panel(after), after_k * row_bytes / in / 64,
+                     std::min(after_k + deep, in) * row_bytes / in / 64, panels * steps);
+          }
+          Left left{halves.at[0].data() + step * 64, halves.at[1].data() + step * 64, row_bytes, 64};
+          if (!stored || !whole_steps || !halves.whole()) {
+            load_panel(halves, step, steps, weights);
+            const auto* const upper = reinterpret_cast<const std::byte*>(weights);
+            left = {upper, upper + 1024, 64, 2048};
+          }
+          if constexpr (bytes) load_scales(halves, step, steps, weight_scales);
+          for (std::int64_t p = 0; p < panels; ++p) {
+            const std::int64_t panel = first_panel + p;
+            const std::int64_t tokens = std::min(panel_rows, rows.last - panel * panel_rows);
+            float* const at = sums + ((o - o0) * panels + p) * sums_size;
+            const Element* const right = packed + (panel * all_steps + step) * 2 * tile;
+            if (last) fetches.outputs = sink.rows_to_write(o, t0 + panel * panel_rows, tokens);
+            with_tiles(halves.at[1].rows > 0, tokens > tile_rows, [&](auto h, auto c) {
+              if constexpr (bytes) {
+                byte_product<h(), c()>(steps, left, right, weight_scales,
+                                       token_scales + panel * PackedTokens::panel_scales(in) +
+                                           k / quantised_block * panel_rows,
+                                       at, k == 0, fetches);
+              } else {
+                bf16_product<h(), c()>(steps, left, right, at, k == 0, fetches);
+              }
+            });
+            if (last) sink.write(at, o, halves.rows(), t0 + panel * panel_rows, tokens);
+          }
+        }
+      }
+    }
+  }
+
+  static void load_panel(const PanelHalves<W>& halves, std::int64_t step, std::int64_t steps, Element* to) {
+    for (int h = 0; h < 2 && halves.at[h].rows > 0; ++h) {
+      Tiles::load(halves.at[h].w, halves.at[h].row, halves.at[h].rows, step, steps, to + h * tile, 2 * tile);
+    }
+  }
+  static void load_scales(const PanelHalves<W>& halves, std::int64_t step, std::int64_t steps, float* to)
+    requires bytes
+  {
+    for (int h = 0; h < 2 && halves.at[h].rows > 0; ++h) {
+      const PanelHalf<W>& half = halves.at[h];
+      for (std::int64_t b = 0; b < units_of(steps, block_steps); ++b) {
+        _mm512_storeu_ps(to + b * panel_rows + h * tile_rows,
+                         Tiles::scales(half.w, half.row, half.rows, step / block_steps + b));
+      }
+    }
+  }
+
+  /// sums [32, 32] = (first ? 0 : sums) + the product.
+  template <int Rows, int Cols>
+  static void bf16_product(std::int64_t steps, const Left& left, const bf16* b, float* sums, bool first,
+                           FetchAhead& fetches) {
+    constexpr std::int64_t row_bytes = panel_rows * 4;
+    float* const below = sums + tile_rows * panel_rows;
+    written_before_tiles();
+    if (first) {
+      _tile_zero(0);
+      if constexpr (Cols == 2) _tile_zero(1);
+      if constexpr (Rows == 2) _tile_zero(2);
+      if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+    } else {
+      _tile_loadd(0, sums, row_bytes);
+      if constexpr (Cols == 2) _tile_loadd(1, sums + 16, row_bytes);
+      if constexpr (Rows == 2) _tile_loadd(2, below, row_bytes);
+      if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, below + 16, row_bytes);
+    }
+    const std::byte *a = left.upper, *below_a = left.lower;
+    const std::int64_t stride = left.stride, next = left.next;
+    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write it
+    for (std::int64_t s = 0; s < steps; ++s) {
+      _tile_loadd(4, a, stride);
+      _tile_stream_loadd(6, b, 64);
+      if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
+      if constexpr (Rows == 2) _tile_loadd(5, below_a, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (Cols == 2) _tile_dpbf16ps(1, 4, 7);
+      if constexpr (Rows == 2) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
+      ahead.step();
+      a += next;
+      below_a += next;
+      b += 2 * tile;
+    }
+    _tile_stored(0, sums, row_bytes);
+    if constexpr (Cols == 2) _tile_stored(1, sums + 16, row_bytes);
+    if constexpr (Rows == 2) _tile_stored(2, below, row_bytes);
+    if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, below + 16, row_bytes);
+    written_before_tiles();
+    fetches = ahead;
+  }
+
+  /// Calls `body` with the numbers of tiles of weights and of tokens: 1 or 2 each.
+  template <class Body>
+  static HYMBA_ALWAYS_INLINE void with_tiles(bool two_halves, bool two_columns, Body&& body) {
+    using One = std::integral_constant<int, 1>;
+    using Two = std::integral_constant<int, 2>;
+    if (two_halves) {
+      two_columns ? body(Two{}, Two{}) : body(Two{}, One{});
+    } else {
+      two_columns ? body(One{}, Two{}) : body(One{}, One{});
+    }
+  }
+
+  /// sums [32, 32] = (first ? 0 : sums) + the blocks' integer sums, scaled. While a block is multiplied, the integers of
+  /// the one before it are converted and added: the tiles' unit and the vector units work at the same time.
+  template <int Rows, int Cols>
+  static void byte_product(std::int64_t steps, const Left& left, const std::int8_t* b, const float* weight_scales,
+                           const float* token_scales, float* sums, bool first, FetchAhead& fetches) {
+    const std::byte *a = left.upper, *below_a = left.lower;
+    const std::int64_t stride = left.stride, next = left.next;
+    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write it
+    alignas(64) std::int32_t held[2][sums_size];
+    constexpr std::int64_t row_bytes = panel_rows * 4;
+    constexpr int all = Rows * 16, share = all / static_cast<int>(block_steps);  // rows added with each step
+    const auto add = [&](std::int64_t block, bool fresh, int row) {
+      const std::int32_t* const integers = held[block % 2] + row * panel_rows;
+      const float* const ws = weight_scales + block * panel_rows + row;
+      float* const out = sums + row * panel_rows;
+      __m512 ts[Cols];
+      unrolled<Cols>([&](auto c) { ts[c] = _mm512_loadu_ps(token_scales + block * panel_rows + c * 16); });
+      const __mmask16 old = fresh ? 0 : 0xffff;
+      unrolled<share>([&](auto r) {
+        const __m512 w = _mm512_set1_ps(ws[r]);
+        unrolled<Cols>([&](auto c) {
+          const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(integers + r * panel_rows + c * 16));
+          float* const to = out + r * panel_rows + c * 16;
+          _mm512_store_ps(to, _mm512_fmadd_ps(value, _mm512_mul_ps(w, ts[c]), _mm512_maskz_load_ps(old, to)));
+        });
+      });
+    };
+    const std::int64_t blocks = units_of(steps, block_steps);
+    written_before_tiles();
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      _tile_zero(0);
+      if constexpr (Cols == 2) _tile_zero(1);
+      if constexpr (Rows == 2) _tile_zero(2);
+      if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+      const int here = static_cast<int>(std::min(block_steps, steps - block * block_steps));
+      int added = 0;
+      for (int s = 0; s < here; ++s) {
+        _tile_loadd(4, a, stride);
+        _tile_stream_loadd(6, b, 64);
+        if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
+        if constexpr (Rows == 2) _tile_loadd(5, below_a, stride);
+        _tile_dpbssd(0, 4, 6);
+        if constexpr (Cols == 2) _tile_dpbssd(1, 4, 7);
+        if constexpr (Rows == 2) _tile_dpbssd(2, 5, 6);
+        if constexpr (Rows == 2 && Cols == 2) _tile_dpbssd(3, 5, 7);
+        ahead.step();
+        a += next;
+        below_a += next;
+        b += 2 * tile;
+        if (block > 0) {
+          add(block - 1, first && block == 1, added);
+          added += share;
+        }
+      }
+      for (; block > 0 && added < all; added += share) add(block - 1, first && block == 1, added);
+      std::int32_t* const to = held[block % 2];
+      _tile_stored(0, to, row_bytes);
+      if constexpr (Cols == 2) _tile_stored(1, to + 16, row_bytes);
+      if constexpr (Rows == 2) _tile_stored(2, to + 16 * panel_rows, row_bytes);
+      if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, to + 16 * panel_rows + 16, row_bytes);
+      written_before_tiles();
+    }
+    for (int row = 0; row < all; row += share) add(blocks - 1, first && blocks == 1, row);
+    fetches = ahead;
+  }
+
+ public:
+  // --- One token -----------------------------------------------------------------------------------------------------
+
+  template <class Exec, class Panels, class Sink>
+  static void one(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink) {
+    const std::int64_t tasks =
+        w.rows() * x.cols < serial_product ? 1 : std::min<std::int64_t>(exec.threads(), w.units());
+    exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+      one_range(scratch.of<std::byte>(thread), x.row(0), x.cols, w, sink, w.units() * task / tasks,
+                w.units() * (task + 1) / tasks);
+    });
+  }
+
+ private:
+  /// Tiles whose right operands and sums are one column: four bytes.
+  class OneColumn {
+   public:
+    OneColumn() noexcept {
+      static constexpr Config config;
+      _tile_loadconfig(&config);
+    }
+    OneColumn(const OneColumn&) = delete;
+    OneColumn& operator=(const OneColumn&) = delete;
+    ~OneColumn() { _tile_release(); }
+
+   private:
+    struct alignas(64) Config {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t row_bytes[16] = {4, 4, 64, 64, 64, 64, 4, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    static_assert(sizeof(Config) == 64);
+  };
+
+  /// Two halves of weights, fetched beside each other: two streams keep memory busier than one.
+  struct HalvesToRead {
+    BytesToRead first, second;
+    HalvesToRead(const PanelHalf<W>& a, const PanelHalf<W>& b) : first(bytes_of(a)), second(bytes_of(b)) {}
+    static BytesToRead bytes_of(const PanelHalf<W>& half) {
+      return {half.data(), half.rows * static_cast<std::int64_t>(Format::row_bytes(half.w.cols))};
+    }
+  };
+
+  /// Units [first, last) of the weights, two halves at a time.
+  template <class Panels, class Sink>
+  static void one_range(std::byte* memory, const float* x, std::int64_t in, const Panels& w, const Sink& sink,
+                        std::int64_t first, std::int64_t last) {
+    const std::int64_t steps = steps_of(in), row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
+    const bool together = one_tiles * tile_rows * row_bytes <= one_bytes;
+    // The first rows, as far as they come while the token is packed.
+    PanelHalves<W> here = w.pair(first, last);
+    HalvesToRead beginning(here.at[0], here.at[1]);
+    beginning.first.fetch(64);
+    beginning.second.fetch(64);
+
+    const OneColumn tiles;
+    auto* const row = reinterpret_cast<Element*>(memory);
+    auto* const scales = reinterpret_cast<float*>(memory + steps * 64);
+    auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64 + quantised_blocks(in) * 64);
+    for (std::int64_t k = 0; k < in; k += bytes ? quantised_block : depth) {
+      if constexpr (bytes) {
+        scales[k / quantised_block] = quantise(x + k, std::min(quantised_block, in - k), row + k);
+      } else {
+        _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
+      }
+    }
+    written_before_tiles();
+    for (std::int64_t unit = first; unit < last;) {
+      const std::int64_t next_unit = unit + w.pair_units;
+      const PanelHalves<W> next = next_unit < last ? w.pair(next_unit, last) : PanelHalves<W>{};
+      alignas(64) float sums[one_tiles * tile_rows];
+      // The rows that come next are fetched little by little.
+      const HalvesToRead later(next.at[0], next.at[1]);
+      if (here.at[1].rows > 0 && together) {
+        one_group<2>(here.at, row, scales, buffer, in, later, sums);
+      } else if (here.at[1].rows > 0) {
+        one_group<1>(here.at, row, scales, buffer, in, HalvesToRead(here.at[1], {}), sums);
+        one_group<1>(here.at + 1, row, scales, buffer, in, HalvesToRead(next.at[0], {}), sums + tile_rows);
+      } else {
+        one_group<1>(here.at, row, scales, buffer, in, later, sums);
+      }
+      sink.write_one(sums, unit, here.rows());
+      unit = next_unit;
+      here = next;
+    }
+  }
+
+  /// sums [16 N] of N halves of weights times one token.
+  template <int N>
+  static void one_group(const PanelHalf<W>* halves, const Element* row, const float* scales, Element* buffer,
+                        std::int64_t in, HalvesToRead later, float* sums) {
+    const std::int64_t steps = steps_of(in);
+    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
+    bool full = true;
+    const std::byte* data[N];
+    for (int n = 0; n < N; ++n) {
+      full = full && halves[n].rows == tile_rows;
+      data[n] = halves[n].data();
+    }
+    const std::int64_t whole = !stored || !full ? 0 : W == Weights::int8 ? steps : in / depth;
+    // Elsewhere they are copied to one half of the buffer, while the tiles read what was copied to the other before.
+    const auto load = [&](std::int64_t s) {
+      Element* const to = buffer + s % 2 * N * tile;
+      for (int n = 0; n < N; ++n) Tiles::load(halves[n].w, halves[n].row, halves[n].rows, s, 1, to + n * tile, tile);
+    };
+    if (whole < steps) load(whole);
+    const std::int64_t lines = units_of(tile_rows * row_bytes, 64 * steps);
+    const auto multiply_step = [&](std::int64_t s) {
+      later.first.fetch(lines);
+      if constexpr (N > 1) later.second.fetch(lines);
+      const std::byte* a[N];
+      std::int64_t stride = row_bytes;
+      if (s < whole) {
+        unrolled<N>([&](auto n) { a[n] = data[n] + s * 64; });
+      } else {
+        if (s + 1 < steps) load(s + 1);
+        written_before_tiles();
+        unrolled<N>([&](auto n) { a[n] = reinterpret_cast<const std::byte*>(buffer + (s % 2 * N + n) * tile); });
+        stride = 64;
+      }
+      _tile_loadd(6, row + s * depth, 4);
+      _tile_loadd(4, a[0], stride);
+      multiply_tiles<0>();
+      if constexpr (N > 1) {
+        _tile_loadd(5, a[1], stride);
+        multiply_tiles<1>();
+      }
+    };
+    if constexpr (bytes) {
+      __m512 total[N];
+      unrolled<N>([&](auto n) { total[n] = _mm512_setzero_ps(); });
+      for (std::int64_t first = 0; first < steps; first += block_steps) {
+        zero_columns<N>();
+        for (std::int64_t s = first; s < std::min(first + block_steps, steps); ++s) multiply_step(s);
+        alignas(64) std::int32_t integers[16 * N];
+        store_columns<N>(integers);
+        written_before_tiles();
+        const __m512 token = _mm512_set1_ps(scales[first / block_steps]);
+        unrolled<N>([&](auto n) {
+          const __m512 scale =
+              _mm512_mul_ps(Tiles::scales(halves[n].w, halves[n].row, halves[n].rows, first / block_steps), token);
+          total[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(integers + 16 * n)), scale, total[n]);
+        });
+      }
+      unrolled<N>([&](auto n) { _mm512_store_ps(sums + 16 * n, total[n]); });
+    } else {
+      zero_columns<N>();
+      for (std::int64_t s = 0; s < steps; ++s) multiply_step(s);
+      store_columns<N>(sums);
+      written_before_tiles();
+    }
+  }
+
+  /// Tile N += tile 4 or 5 times tile 6. Tiles are named by literals: the instructions have no other operands.
+  template <int N>
+  static HYMBA_ALWAYS_INLINE void multiply_tiles() {
+    if constexpr (bytes) {
+      if constexpr (N == 0) _tile_dpbssd(0, 4, 6);
+      if constexpr (N == 1) _tile_dpbssd(1, 5, 6);
+    } else {
+      if constexpr (N == 0) _tile_dpbf16ps(0, 4, 6);
+      if constexpr (N == 1) _tile_dpbf16ps(1, 5, 6);
+    }
+  }
+  template <int N>
+  static HYMBA_ALWAYS_INLINE void zero_columns() {
+    _tile_zero(0);
+    if constexpr (N > 1) _tile_zero(1);
+  }
+  template <int N>
+  static HYMBA_ALWAYS_INLINE void store_columns(void* to) {
+    auto* const at = static_cast<std::byte*>(to);
+    _tile_stored(0, at, 4);
+    if constexpr (N > 1) _tile_stored(1, at + 64, 4);
+  }
+};
+
+}  // namespace detail::amx
+
+HYMBA_NAMESPACE_END
+
+#endif  // HYMBA_AMX
