@@ -20,6 +20,8 @@
 #define HYMBA_ABI_ARCH avx512bw
 #elif defined(__AVX512F__)
 #define HYMBA_ABI_ARCH avx512f
+#elif defined(__AVXVNNI__)
+#define HYMBA_ABI_ARCH avxvnni
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define HYMBA_ABI_ARCH avx2fma_f16c
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -32,6 +34,8 @@
 #define HYMBA_ABI_ARCH sse42
 #elif defined(__x86_64__) || defined(_M_X64)
 #define HYMBA_ABI_ARCH x86_64
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define HYMBA_ABI_ARCH aarch64dot
 #elif defined(__aarch64__)
 #define HYMBA_ABI_ARCH aarch64
 #else

@@ -324,7 +324,7 @@ struct TileGemm {
     auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64 + quantised_blocks(w.cols) * 64);
     for (std::int64_t k = 0; k < w.cols; k += bytes ? quantised_block : depth) {
       if constexpr (bytes) {
-        scales[k / quantised_block] = quantise(x + k, std::min(quantised_block, w.cols - k), row + k);
+        scales[k / quantised_block] = quantise_activations(x + k, std::min(quantised_block, w.cols - k), row + k);
       } else {
         _mm512_store_si512(row + k, k + depth <= w.cols ? load_row<false>(x + k, depth)
                                                          : load_row<true>(x + k, w.cols - k));
