@@ -30,40 +30,45 @@ namespace detail::dot {
 inline constexpr std::int64_t line = 64;                          ///< columns in a line, in every format
 inline constexpr std::int64_t block_lines = quantised_block / line;
 
-/// Tokens as signed bytes: rows [token][columns, rounded up to lines], and for each block of columns, [token][block],
-/// the scale and `offset` times the sum of the bytes, by which products with shifted weights are too large.
+/// Tokens as signed bytes, [block][token][256], zeros behind the last column in its line; and for each block of a token,
+/// [block][token], the scale and `offset` times the sum of the bytes, by which products with shifted weights are too
+/// large.
 template <class Unit>
 struct Tokens {
   std::int8_t* bytes;
   float* scales;
   std::int32_t* excess;
-  std::int64_t stride, blocks;
+  std::int64_t count, blocks;
 
-  static constexpr std::int64_t row_bytes(std::int64_t cols) { return round_up(cols, line); }
+  static constexpr std::int64_t value_bytes(std::int64_t tokens, std::int64_t cols) {
+    return quantised_blocks(cols) * tokens * quantised_block;
+  }
+  static constexpr std::int64_t scale_bytes(std::int64_t tokens, std::int64_t cols) {
+    return round_up(quantised_blocks(cols) * tokens * 4, line);
+  }
   static constexpr std::size_t memory_bytes(std::int64_t tokens, std::int64_t cols) {
-    return static_cast<std::size_t>(tokens * row_bytes(cols) + 2 * round_up(tokens * quantised_blocks(cols) * 4, line));
+    return static_cast<std::size_t>(value_bytes(tokens, cols) + 2 * scale_bytes(tokens, cols));
   }
   Tokens(std::byte* memory, std::int64_t tokens, std::int64_t cols)
       : bytes(reinterpret_cast<std::int8_t*>(memory)),
-        scales(reinterpret_cast<float*>(memory + tokens * row_bytes(cols))),
-        excess(reinterpret_cast<std::int32_t*>(memory + tokens * row_bytes(cols) +
-                                               round_up(tokens * quantised_blocks(cols) * 4, line))),
-        stride(row_bytes(cols)),
+        scales(reinterpret_cast<float*>(memory + value_bytes(tokens, cols))),
+        excess(reinterpret_cast<std::int32_t*>(memory + value_bytes(tokens, cols) + scale_bytes(tokens, cols))),
+        count(tokens),
         blocks(quantised_blocks(cols)) {}
 
-  const std::int8_t* row(std::int64_t token, std::int64_t block) const {
-    return bytes + token * stride + block * quantised_block;
-  }
+  /// Where block `block` of a token is in scales and excess, and, times 256, in bytes.
+  std::int64_t at(std::int64_t token, std::int64_t block) const { return block * count + token; }
+
   void quantise(std::int64_t token, const float* x, std::int64_t cols) const {
     for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t first = b * quantised_block, count = std::min(quantised_block, cols - first);
-      std::int8_t* const to = bytes + token * stride + first;
-      scales[token * blocks + b] = quantise_activations(x + first, count, to);
+      const std::int64_t here = std::min(quantised_block, cols - b * quantised_block);
+      std::int8_t* const to = bytes + at(token, b) * quantised_block;
+      scales[at(token, b)] = quantise_activations(x + b * quantised_block, here, to);
       std::int32_t sum = 0;
       if constexpr (Unit::offset != 0) {
-        for (std::int64_t i = 0; i < round_up(count, line); ++i) sum += to[i];
+        for (std::int64_t i = 0; i < round_up(here, line); ++i) sum += to[i];
       }
-      excess[token * blocks + b] = Unit::offset * sum;
+      excess[at(token, b)] = Unit::offset * sum;
     }
   }
 };
@@ -119,6 +124,66 @@ struct Rows<Unit, Weights::int4> {
   static constexpr Products table{};
 };
 
+/// Products of a packed block of weights.
+template <class Unit>
+struct Panel {
+  using Ints = typename Unit::Ints;
+  using Floats = typename Unit::Floats;
+  static constexpr std::int64_t L = Unit::lanes;
+  static constexpr int vectors = Unit::panel_vectors, tokens_most = Unit::panel_tokens;
+  static constexpr std::int64_t rows = L * vectors;
+
+  /// Adds those of tokens [t, t + n), n <= tokens_most, with `lines` lines of block `block` of the panel's rows to sums
+  /// [n][rows], or sets them if `first`; scale [rows].
+  static void multiply(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t t,
+                       std::int64_t n, std::int64_t block, const float* scale, float* sums, bool first) {
+    unrolled<tokens_most>([&](auto one_less) {
+      if (n == one_less + 1) products<one_less + 1>(panel, lines, tokens, tokens.at(t, block), scale, sums, first);
+    });
+  }
+
+ private:
+  // Loops instead of `unrolled`: GCC then keeps the sums in registers.
+  template <int N>
+  static void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t at,
+                       const float* scale, float* sums, bool first) {
+    Ints sum[N][vectors];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        sum[n][v] = Unit::same(Unit::offset != 0 ? -tokens.excess[at + n] : 0);
+        // What the blocks before left there is fetched meanwhile.
+        simd::prefetch(sums + n * rows + v * L);
+      }
+    }
+    const std::int8_t* x = tokens.bytes + at * quantised_block;
+    const std::int8_t* const end = x + lines * line;
+    for (; x < end; x += 4) {
+      typename Unit::Bytes ws[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) ws[v] = Unit::load(panel + v * 4 * L);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        const typename Unit::Bytes four = Unit::broadcast(x + n * quantised_block);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[n][v] = Unit::dot(sum[n][v], ws[v], four);
+      }
+      panel += vectors * 4 * L;
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const Floats token_scale = Unit::same(tokens.scales[at + n]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        float* const held = sums + n * rows + v * L;
+        const Floats before = first ? Unit::same(0.0f) : Unit::load(held);
+        Unit::store(held, Unit::add_scaled(before, sum[n][v], Unit::multiply(Unit::load(scale + v * L), token_scale)));
+      }
+    }
+  }
+};
+
 /// The product of activations and a weight matrix of bytes or halves of them. Tokens are quantised once.
 ///
 /// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register; lanes run along the
@@ -139,7 +204,7 @@ struct DotGemm {
   static constexpr std::int64_t few_tokens = 8;
   static constexpr int group_tokens = 4;  ///< of few, that share an unpacked block of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
-  static constexpr std::int64_t panel_rows = L * panel_vectors;
+  static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
 
   // --- Memory --------------------------------------------------------------------------------------------------------
@@ -150,9 +215,9 @@ struct DotGemm {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
     const std::size_t one = Tokens<Unit>::memory_bytes(1, in);
     if (rows <= few_tokens) return one;
-    // A block of a panel, and the sums of all tokens.
-    const std::int64_t sums = in <= quantised_block ? 0 : std::min(rows, most_tokens) * panel_rows * 4;
-    return std::max(one, static_cast<std::size_t>(panel_rows * quantised_block + sums));
+    // A block of a panel, and the sums of all tokens; of one block only, those that are computed together.
+    const std::int64_t held = in <= quantised_block ? panel_tokens : std::min(rows, most_tokens);
+    return std::max(one, static_cast<std::size_t>(panel_rows * (quantised_block + held * 4)));
   }
 
   // --- Running -------------------------------------------------------------------------------------------------------
@@ -269,19 +334,19 @@ struct DotGemm {
     for (std::int64_t b = 0; b < tokens.blocks; ++b) {
       Ints sums[N][L];
       const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
-      const std::int8_t* x = tokens.row(t, b);
+      const std::int8_t* x = tokens.bytes + tokens.at(t, b) * quantised_block;
       if (lines == block_lines) {
-        group_block<N, block_lines>(row, w.cols, b, x, tokens.stride, ahead, share, sums);
+        group_block<N, block_lines>(row, w.cols, b, x, ahead, share, sums);
       } else if (lines == 1) {
-        group_block<N, 1>(row, w.cols, b, x, tokens.stride, ahead, share, sums);
+        group_block<N, 1>(row, w.cols, b, x, ahead, share, sums);
       } else if (lines == 2) {
-        group_block<N, 2>(row, w.cols, b, x, tokens.stride, ahead, share, sums);
+        group_block<N, 2>(row, w.cols, b, x, ahead, share, sums);
       } else {
-        group_block<N, 3>(row, w.cols, b, x, tokens.stride, ahead, share, sums);
+        group_block<N, 3>(row, w.cols, b, x, ahead, share, sums);
       }
       const Floats scale = scales(w, o, valid, b);
       unrolled<N>([&](auto n) {
-        const std::int64_t at = (t + n) * tokens.blocks + b;
+        const std::int64_t at = tokens.at(t + n, b);
         Ints sum = row_sums(sums[n]);
         if constexpr (Unit::offset != 0) sum = Unit::subtract(sum, Unit::same(tokens.excess[at]));
         total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
@@ -295,8 +360,8 @@ struct DotGemm {
   /// sums[n][r]: `Lines` lines of block `block` of row r times N rows of x, along the lanes.
   template <int N, int Lines>
   static HYMBA_ALWAYS_INLINE void group_block(const std::byte* const (&row)[L], std::int64_t cols, std::int64_t block,
-                                              const std::int8_t* x, std::int64_t stride, Stream& ahead,
-                                              std::int64_t share, Ints (&sums)[N][L]) {
+                                              const std::int8_t* x, Stream& ahead, std::int64_t share,
+                                              Ints (&sums)[N][L]) {
     const auto one = [&](std::int64_t r) {
       ahead.fetch(share);
       const typename Rows<Unit, W>::Block weights(row[r], cols, block);
@@ -306,7 +371,7 @@ struct DotGemm {
         unrolled<parts>([&](auto part) {
           const Bytes v = weights.template load<l(), part()>();
           unrolled<N>([&](auto n) {
-            sum[n] = Unit::dot(sum[n], v, Unit::load(x + n * stride + l * line + part * 4 * L));
+            sum[n] = Unit::dot(sum[n], v, Unit::load(x + n * quantised_block + l * line + part * 4 * L));
           });
         });
       });
@@ -327,30 +392,45 @@ struct DotGemm {
       for (std::int64_t b = 0; b < tokens.blocks; ++b) {
         const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
         pack(w, o, valid, b, lines, panel);
-        Floats scale[panel_vectors];
-        unrolled<panel_vectors>([&](auto v) {
-          scale[v] = v * L < valid ? scales(w, o + v * L, valid - v * L, b) : Unit::same(0.0f);
-        });
-        const bool first = b == 0, last = b + 1 == tokens.blocks;
-        for (std::int64_t t = some.first; t < some.last;) {
-          float* const at = sums + (t - some.first) * panel_rows;
-          const auto take = [&](auto n) {
-            panel_block<n()>(panel, lines, tokens, t, b, scale, at, first, last, valid,
-                             bias != nullptr ? bias + o : nullptr, y.row(t) + o, y.stride, store);
-            t += n();
-          };
-          const std::int64_t left = some.last - t;
-          if (left >= panel_tokens) {
-            take(std::integral_constant<int, panel_tokens>{});
-          } else if (left >= 2) {
-            take(std::integral_constant<int, 2>{});
-          } else {
-            take(std::integral_constant<int, 1>{});
+        float scale[panel_rows] = {};
+        for (std::int64_t r = 0; r < valid; r += L) Unit::store(scale + r, scales(w, o + r, valid - r, b));
+        const bool last = b + 1 == tokens.blocks;
+        // The next block: beside this one, or the first of the rows below.
+        Ahead ahead(w, last ? o + panel_rows : o, rows.last, last ? 0 : b + 1);
+        const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
+        for (std::int64_t g = 0; g < groups; ++g) {
+          const std::int64_t first = count * g / groups, n = count * (g + 1) / groups - first, t = some.first + first;
+          float* const at = sums + (tokens.blocks > 1 ? first * panel_rows : 0);
+          ahead.fetch(units_of(panel_rows * Ahead::block_lines, groups));
+          Panel<Unit>::multiply(panel, lines, tokens, t, n, b, scale, at, b == 0);
+          for (std::int64_t i = 0; last && i < n; ++i) {
+            write_row(at + i * panel_rows, valid, bias != nullptr ? bias + o : nullptr, y.row(t + i) + o, store);
           }
         }
       }
     }
   }
+
+  /// A block of a panel that will be packed: fetched into the second-level cache a few lines at a time.
+  class Ahead {
+   public:
+    static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
+    static constexpr std::int64_t block_lines = bytes / line;
+    Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block)
+        : row_(w.row(o) + block * bytes),
+          row_bytes_(static_cast<std::int64_t>(Format::row_bytes(w.cols))),
+          rows_(std::clamp<std::int64_t>(end - o, 0, panel_rows)) {}
+    HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
+      for (; lines > 0 && rows_ > 0; --lines) {
+        simd::prefetch<2>(row_ + at_ * line);
+        if (++at_ == block_lines) at_ = 0, row_ += row_bytes_, --rows_;
+      }
+    }
+
+   private:
+    const std::byte* row_;
+    std::int64_t row_bytes_, rows_, at_ = 0;
+  };
 
   /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows that
   /// do not exist repeat the last one.
@@ -375,43 +455,11 @@ struct DotGemm {
     }
   }
 
-  /// Sums of N tokens from `t` with a packed block: added to what the blocks before it left in `sums`
-  /// [token][panel_rows], or, of the last block, written to y.
-  template <int N>
-  static void panel_block(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t t,
-                          std::int64_t block, const Floats (&scale)[panel_vectors], float* sums, bool first, bool last,
-                          std::int64_t valid, const float* bias, float* y, std::int64_t stride, Store store) {
-    Ints sum[N][panel_vectors];
-    unrolled<N>([&](auto n) { unrolled<panel_vectors>([&](auto v) { sum[n][v] = Unit::same(0); }); });
-    const std::int8_t* x = tokens.row(t, block);
-    const std::int64_t quads = lines * (line / 4);
-    for (std::int64_t q = 0; q < quads; ++q) {
-      Bytes ws[panel_vectors];
-      unrolled<panel_vectors>([&](auto v) { ws[v] = Unit::load(panel + v * 4 * L); });
-      unrolled<N>([&](auto n) {
-        const Bytes four = Unit::broadcast(x + n * tokens.stride);
-        unrolled<panel_vectors>([&](auto v) { sum[n][v] = Unit::dot(sum[n][v], ws[v], four); });
-      });
-      panel += panel_vectors * 4 * L;
-      x += 4;
+  /// Sums of a token for `valid` rows, on what y starts from.
+  static void write_row(const float* sums, std::int64_t valid, const float* bias, float* y, Store store) {
+    for (std::int64_t i = 0; i < valid; i += L) {
+      write(Unit::load(sums + i), valid - i, bias != nullptr ? bias + i : nullptr, y + i, store);
     }
-    unrolled<N>([&](auto n) {
-      const std::int64_t at = (t + n) * tokens.blocks + block;
-      const Ints excess = Unit::same(tokens.excess[at]);
-      const Floats token_scale = Unit::same(tokens.scales[at]);
-      unrolled<panel_vectors>([&](auto v) {
-        float* const held = sums + n * panel_rows + v * L;
-        Ints exact = sum[n][v];
-        if constexpr (Unit::offset != 0) exact = Unit::subtract(exact, excess);
-        const Floats total = Unit::add_scaled(first ? Unit::same(0.0f) : Unit::load(held), exact,
-                                              Unit::multiply(scale[v], token_scale));
-        if (!last) {
-          Unit::store(held, total);
-        } else if (v * L < valid) {
-          write(total, valid - v * L, bias != nullptr ? bias + v * L : nullptr, y + n * stride + v * L, store);
-        }
-      });
-    });
   }
 };
 

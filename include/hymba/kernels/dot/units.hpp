@@ -69,7 +69,15 @@ struct Avx512Vnni {
   static HYMBA_ALWAYS_INLINE void store(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
   static HYMBA_ALWAYS_INLINE Bytes broadcast(const std::int8_t* p) { return _mm512_set1_epi32(four_bytes(p)); }
   static HYMBA_ALWAYS_INLINE Bytes shifted(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-  static HYMBA_ALWAYS_INLINE Ints dot(Ints sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static HYMBA_ALWAYS_INLINE Ints dot(Ints sum, Bytes w, Bytes x) {
+#if defined(__GNUC__) && !defined(__clang__)
+    // GCC copies the sums before the intrinsic overwrites them, and runs out of registers.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+#else
+    return _mm512_dpbusd_epi32(sum, w, x);
+#endif
+  }
 
   static HYMBA_ALWAYS_INLINE Bytes low_halves(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static HYMBA_ALWAYS_INLINE Bytes high_halves(Bytes v) { return low_halves(_mm512_srli_epi16(v, 4)); }
