@@ -61,11 +61,14 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HYMBA_ALWAYS_INLINE inline __attribute__((always_inline))
+#define HYMBA_NEVER_INLINE __attribute__((noinline))
 #define HYMBA_RESTRICT __restrict__
 #elif defined(_MSC_VER)
 #define HYMBA_ALWAYS_INLINE __forceinline
+#define HYMBA_NEVER_INLINE __declspec(noinline)
 #define HYMBA_RESTRICT __restrict
 #else
 #define HYMBA_ALWAYS_INLINE inline
+#define HYMBA_NEVER_INLINE
 #define HYMBA_RESTRICT
 #endif

@@ -143,9 +143,9 @@ struct Panel {
   }
 
  private:
-  // Loops instead of `unrolled`: GCC then keeps the sums in registers.
+  // A function of its own, and loops instead of `unrolled`: GCC then keeps the sums in registers.
   template <int N>
-  static void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t at,
+  static HYMBA_NEVER_INLINE void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t at,
                        const float* scale, float* sums, bool first) {
     Ints sum[N][vectors];
 #pragma GCC unroll 8
@@ -201,8 +201,7 @@ struct DotGemm {
   using Floats = typename Unit::Floats;
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
-  static constexpr std::int64_t few_tokens = 8;
-  static constexpr int group_tokens = 4;  ///< of few, that share an unpacked block of a row
+  static constexpr std::int64_t few_tokens = 4;  ///< that share an unpacked block of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
@@ -306,24 +305,15 @@ struct DotGemm {
       const std::int64_t valid = std::min(L, last - o);
       // While a group of rows is used the next one is fetched, little by little.
       Stream ahead{w.row(o) + L * row_bytes, std::clamp<std::int64_t>(last - o - L, 0, L) * row_bytes};
-      for (std::int64_t t = 0; t < count;) {
-        const auto take = [&](auto n) {
-          group<n()>(tokens, t, w, o, valid, ahead, share, bias, y, store);
-          t += n();
-        };
-        switch (count - t) {
-          case 1: take(std::integral_constant<int, 1>{}); break;
-          case 2: take(std::integral_constant<int, 2>{}); break;
-          case 3: take(std::integral_constant<int, 3>{}); break;
-          default: take(std::integral_constant<int, group_tokens>{});
-        }
-      }
+      unrolled<few_tokens>([&](auto one_less) {
+        if (count == one_less + 1) group<one_less + 1>(tokens, w, o, valid, ahead, share, bias, y, store);
+      });
     }
   }
 
-  /// N tokens from `t` against L rows from `o`, of which `valid` exist.
+  /// The N tokens against L rows from `o`, of which `valid` exist.
   template <int N>
-  static void group(const Tokens<Unit>& tokens, std::int64_t t, const WeightMatrix<W>& w, std::int64_t o,
+  static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
                     std::int64_t valid, Stream& ahead, std::int64_t share, const float* bias, MatrixView<float> y,
                     Store store) {
     const std::byte* row[L];
@@ -334,7 +324,7 @@ struct DotGemm {
     for (std::int64_t b = 0; b < tokens.blocks; ++b) {
       Ints sums[N][L];
       const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
-      const std::int8_t* x = tokens.bytes + tokens.at(t, b) * quantised_block;
+      const std::int8_t* x = tokens.bytes + tokens.at(0, b) * quantised_block;
       if (lines == block_lines) {
         group_block<N, block_lines>(row, w.cols, b, x, ahead, share, sums);
       } else if (lines == 1) {
@@ -346,14 +336,14 @@ struct DotGemm {
       }
       const Floats scale = scales(w, o, valid, b);
       unrolled<N>([&](auto n) {
-        const std::int64_t at = tokens.at(t + n, b);
+        const std::int64_t at = tokens.at(n, b);
         Ints sum = row_sums(sums[n]);
         if constexpr (Unit::offset != 0) sum = Unit::subtract(sum, Unit::same(tokens.excess[at]));
         total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
       });
     }
     unrolled<N>([&](auto n) {
-      write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(t + n) + o, store);
+      write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store);
     });
   }
 
@@ -391,17 +381,21 @@ struct DotGemm {
       const std::int64_t valid = std::min(panel_rows, rows.last - o);
       for (std::int64_t b = 0; b < tokens.blocks; ++b) {
         const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
-        pack(w, o, valid, b, lines, panel);
+        const bool last = b + 1 == tokens.blocks;
+        const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
+        // The next block, beside this one or the first of the rows below, is fetched in equal parts.
+        Ahead ahead(w, last ? o + panel_rows : o, rows.last, last ? 0 : b + 1, panel_vectors * lines + groups);
+        pack(w, o, valid, b, lines, ahead, panel);
         float scale[panel_rows] = {};
         for (std::int64_t r = 0; r < valid; r += L) Unit::store(scale + r, scales(w, o + r, valid - r, b));
-        const bool last = b + 1 == tokens.blocks;
-        // The next block: beside this one, or the first of the rows below.
-        Ahead ahead(w, last ? o + panel_rows : o, rows.last, last ? 0 : b + 1);
-        const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
         for (std::int64_t g = 0; g < groups; ++g) {
           const std::int64_t first = count * g / groups, n = count * (g + 1) / groups - first, t = some.first + first;
           float* const at = sums + (tokens.blocks > 1 ? first * panel_rows : 0);
-          ahead.fetch(units_of(panel_rows * Ahead::block_lines, groups));
+          ahead.fetch();
+          // What the next group will write; rows of y are pages apart.
+          for (std::int64_t i = n; last && i < 2 * n && first + i < count; ++i) {
+            for (std::int64_t r = 0; r < valid; r += line / 4) simd::prefetch(y.row(t + i) + o + r);
+          }
           Panel<Unit>::multiply(panel, lines, tokens, t, n, b, scale, at, b == 0);
           for (std::int64_t i = 0; last && i < n; ++i) {
             write_row(at + i * panel_rows, valid, bias != nullptr ? bias + o : nullptr, y.row(t + i) + o, store);
@@ -411,23 +405,25 @@ struct DotGemm {
     }
   }
 
-  /// A block of a panel that will be packed: fetched into the second-level cache a few lines at a time.
+  /// Block `block` of the panel from row `o` of those before `end`: fetched into the second-level cache in `shares`.
   class Ahead {
    public:
-    static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
-    static constexpr std::int64_t block_lines = bytes / line;
-    Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block)
-        : row_(w.row(o) + block * bytes),
+    Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block, std::int64_t shares)
+        : share_(units_of(panel_rows * row_lines, shares)),
+          row_(w.row(o) + block * bytes),
           row_bytes_(static_cast<std::int64_t>(Format::row_bytes(w.cols))),
           rows_(std::clamp<std::int64_t>(end - o, 0, panel_rows)) {}
-    HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
-      for (; lines > 0 && rows_ > 0; --lines) {
+    HYMBA_ALWAYS_INLINE void fetch() {
+      for (std::int64_t i = 0; i < share_ && rows_ > 0; ++i) {
         simd::prefetch<2>(row_ + at_ * line);
-        if (++at_ == block_lines) at_ = 0, row_ += row_bytes_, --rows_;
+        if (++at_ == row_lines) at_ = 0, row_ += row_bytes_, --rows_;
       }
     }
 
    private:
+    static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
+    static constexpr std::int64_t row_lines = bytes / line;
+    std::int64_t share_;
     const std::byte* row_;
     std::int64_t row_bytes_, rows_, at_ = 0;
   };
@@ -435,10 +431,11 @@ struct DotGemm {
   /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows that
   /// do not exist repeat the last one.
   static void pack(const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid, std::int64_t block, std::int64_t lines,
-                   std::int8_t* to) {
+                   Ahead& ahead, std::int8_t* to) {
     for (std::int64_t v = 0; v < panel_vectors; ++v) {
       const auto pack_line = [&](auto l) {
         if (l >= lines) return;
+        ahead.fetch();
         unrolled<parts>([&](auto part) {
           Ints square[L];
           unrolled<static_cast<int>(L)>([&](auto r) {
