@@ -119,22 +119,22 @@ inline double multiply_tiles(std::int64_t rounds, int depth, Multiply&& multiply
 /// Dot products of four bytes each in independent chains; the number of operations done.
 inline double multiply_bytes(std::int64_t rounds) {
   using Unit = hymba::detail::dot::Best;
-  constexpr int chains = Unit::lanes >= 16 ? 12 : 8;
+  constexpr int chains = 12;  // as above
   alignas(64) std::int8_t numbers[4 * Unit::lanes];
   std::memset(numbers, 3, sizeof(numbers));
   typename Unit::Ints acc[chains];
 #pragma GCC unroll 12
   for (int c = 0; c < chains; ++c) acc[c] = Unit::same(c);
-  typename Unit::Bytes a = Unit::load(numbers);
-  const typename Unit::Bytes b = a;
+  const typename Unit::Bytes a = Unit::load(numbers);
+  typename Unit::Bytes b = a;
   for (std::int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < chains; ++c) {
       // A new operand as far as the compiler knows, that it multiplies anew.
 #if defined(__aarch64__)
-      __asm__ volatile("" : "+w"(a));
+      __asm__ volatile("" : "+w"(b));
 #else
-      __asm__ volatile("" : "+v"(a));
+      __asm__ volatile("" : "+x"(b));
 #endif
       acc[c] = Unit::dot(acc[c], a, b);
     }

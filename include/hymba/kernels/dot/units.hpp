@@ -159,7 +159,12 @@ struct AvxVnni : Avx2Registers {
   static constexpr int panel_vectors = 2, panel_tokens = 6;
   static HYMBA_ALWAYS_INLINE Bytes shifted(Bytes w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
   static HYMBA_ALWAYS_INLINE Ints dot(Ints sum, Bytes w, Bytes x) {
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));  // see Avx512Vnni
+    return sum;
+#else
     return _mm256_dpbusd_avx_epi32(sum, w, x);
+#endif
   }
 };
 using Best = AvxVnni;
