@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <hymba/exec/amx.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
 
 #include <doctest/doctest.h>
+
+#include <cstdint>
+#include <type_traits>
 
 #include "rounded_gemm_test.hpp"
 
@@ -74,6 +78,21 @@ TEST_CASE("amx gemm: f16 weights run on the base; no rows, no work") {
   hymba_test::like_base<Amx, arch::best, Weights::f16>();
   CHECK(Problem<Amx, Weights::bf16>(0, 5, 7, 1).run(2, true, Store::assign).rows() == 0);
   CHECK(Problem<Amx, Weights::int4>(0, 5, 7, 1).run(2, true, Store::assign).rows() == 0);
+}
+
+TEST_CASE("amx gemm: the bits of arch::dot") {
+  if (!tiles_to_test() || !dot_available()) return;
+  const auto same = [](auto format) {
+    for (const std::int64_t t : {1, 3, 6, 16, 35}) {
+      for (const std::int64_t in : {100, 700, 1600}) {
+        const Problem<Amx, format()> tiles(t, in, 67, 11);
+        const Problem<arch::dot<arch::best>, format()> dots(t, in, 67, 11);
+        CHECK(tiles.run(2, true, Store::add) == dots.run(2, true, Store::add));
+      }
+    }
+  };
+  SUBCASE("int8") { same(std::integral_constant<Weights, Weights::int8>{}); }
+  SUBCASE("int4") { same(std::integral_constant<Weights, Weights::int4>{}); }
 }
 
 TEST_CASE("amx gemm: scratch of the largest sizes serves smaller ones") { hymba_test::scratch_grows<Amx>(); }

@@ -14,6 +14,7 @@
 #include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
 #include <hymba/kernels/amx/weight_tiles.hpp>
+#include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
 
@@ -457,18 +458,20 @@ struct kernel_for<Op, arch::amx<Base>> : kernel_for<Op, Base> {};
 /// op::Gemm with f32 and bf16 weights: both operands rounded to bf16 (nearest even; subnormals become zero) and sums in
 /// single precision, as the tiles form them. With int8 and int4 weights: activations rounded to signed bytes, with a
 /// scale for each token and 256 columns; sums of a block exact. f16 weights run on the base. As on every architecture a
-/// row's bits do not depend on the rows it is computed with.
+/// row's bits do not depend on the rows it is computed with. Where few tokens leave tiles nearly empty and dot products
+/// of bytes are faster, those are used: their bits are the same.
 template <class Base>
 struct kernel_for<op::Gemm, arch::amx<Base>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     using namespace detail::amx;
     return std::max({TileGemm<Weights::bf16>::scratch_bytes(rows, in, out),
-                     TileGemm<Weights::int8>::scratch_bytes(rows, in, out),
+                     TileGemm<Weights::int8>::scratch_bytes(rows, in, out), Dot<Weights::int8>::scratch_bytes(rows, in),
                      kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out)});
   }
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t) {
     using namespace detail::amx;
-    return std::max(TileGemm<Weights::bf16>::shared_bytes(rows, in), TileGemm<Weights::int8>::shared_bytes(rows, in));
+    return std::max({TileGemm<Weights::bf16>::shared_bytes(rows, in), TileGemm<Weights::int8>::shared_bytes(rows, in),
+                     Dot<Weights::int8>::shared_bytes(rows, in)});
   }
 
   template <class Exec, Weights W>
@@ -477,11 +480,23 @@ struct kernel_for<op::Gemm, arch::amx<Base>> {
     if (x.rows == 0) return;
     if constexpr (W == Weights::f16) {
       kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
+    } else if (dots_are_faster<W>(x.rows)) {
+      if constexpr (weight_format<W>::quantised) Dot<W>::run(exec, scratch, x, w, bias, y, store);
     } else if (x.rows == 1) {
       detail::amx::TileGemm<W>::one(exec, scratch, x.row(0), w, bias, y.row(0), store);
     } else {
       detail::amx::TileGemm<W>::many(exec, scratch, x, w, bias, y, store);
     }
+  }
+
+ private:
+  template <Weights W>
+  using Dot = detail::dot::DotGemm<detail::dot::Best, W>;
+  /// As measured (bench_gemm). int8 rows are tiles as they lie, and one token's product takes as long as reading them;
+  /// with more tokens, or int4 rows, tiles wait for copies.
+  template <Weights W>
+  static constexpr bool dots_are_faster(std::int64_t tokens) {
+    return (W == Weights::int8 && tokens >= 2 && tokens <= 4) || (W == Weights::int4 && tokens <= 8);
   }
 };
 
