@@ -8,9 +8,11 @@
 
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/amx.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
+#include <hymba/kernels/dot/units.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -113,35 +115,35 @@ inline double multiply_tiles(std::int64_t rounds, int depth, Multiply&& multiply
 }
 #endif
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(HYMBA_DOT)
 /// Dot products of four bytes each in independent chains; the number of operations done.
 inline double multiply_bytes(std::int64_t rounds) {
-  constexpr int chains = 12;
-#if defined(__AVX512VNNI__)
-  using Register = __m512i;
-  const auto same = [](int v) { return _mm512_set1_epi32(v); };
-  const auto multiply = [](Register c, Register a, Register b) { return _mm512_dpbusd_epi32(c, a, b); };
-  const auto first = [](Register v) { return _mm_cvtsi128_si32(_mm512_castsi512_si128(v)); };
-  const auto add = [](Register a, Register b) { return _mm512_add_epi32(a, b); };
-#else
-  using Register = __m256i;
-  const auto same = [](int v) { return _mm256_set1_epi32(v); };
-  const auto multiply = [](Register c, Register a, Register b) { return _mm256_dpbusd_avx_epi32(c, a, b); };
-  const auto first = [](Register v) { return _mm_cvtsi128_si32(_mm256_castsi256_si128(v)); };
-  const auto add = [](Register a, Register b) { return _mm256_add_epi32(a, b); };
-#endif
-  Register acc[chains];
+  using Unit = hymba::detail::dot::Best;
+  constexpr int chains = 12;  // as above
+  alignas(64) std::int8_t numbers[4 * Unit::lanes];
+  std::memset(numbers, 3, sizeof(numbers));
+  typename Unit::Ints acc[chains];
 #pragma GCC unroll 12
-  for (int c = 0; c < chains; ++c) acc[c] = same(c);
-  const Register a = same(0x01020304), b = same(0x01010101);
+  for (int c = 0; c < chains; ++c) acc[c] = Unit::same(c);
+  const typename Unit::Bytes a = Unit::load(numbers);
+  typename Unit::Bytes b = a;
   for (std::int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
-    for (int c = 0; c < chains; ++c) acc[c] = multiply(acc[c], a, b);
+    for (int c = 0; c < chains; ++c) {
+      // A new operand as far as the compiler knows, that it multiplies anew.
+#if defined(__aarch64__)
+      __asm__ volatile("" : "+w"(b));
+#else
+      __asm__ volatile("" : "+x"(b));
+#endif
+      acc[c] = Unit::dot(acc[c], a, b);
+    }
   }
 #pragma GCC unroll 12
-  for (int c = 1; c < chains; ++c) acc[0] = add(acc[0], acc[c]);
-  keep(static_cast<float>(first(acc[0])));
-  return 2.0 * static_cast<double>(rounds) * chains * sizeof(Register);
+  for (int c = 1; c < chains; ++c) acc[0] = Unit::subtract(acc[0], acc[c]);
+  Unit::store(numbers, Unit::bytes(acc[0]));
+  keep(static_cast<float>(numbers[0]));
+  return 2.0 * static_cast<double>(rounds) * chains * sizeof(numbers);
 }
 #endif
 
@@ -252,14 +254,15 @@ inline double int8_tile_peak([[maybe_unused]] int threads, [[maybe_unused]] int 
   return 0.0;
 }
 
-/// Peak of vector dot products of bytes (vpdpbusd) with `threads` threads in 1e9 operations a second; 0 where the
-/// program was compiled without them.
+/// Peak of the dot products of bytes of arch::dot with `threads` threads in 1e9 operations a second; 0 where there are
+/// none, or the program was compiled without them.
 inline double byte_dot_peak([[maybe_unused]] int threads, [[maybe_unused]] int repetitions = 10) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  return detail::best_rate(threads, repetitions, [] { return detail::multiply_bytes(1'000'000); });
-#else
-  return 0.0;
+#if defined(HYMBA_DOT)
+  if (hymba::dot_available()) {
+    return detail::best_rate(threads, repetitions, [] { return detail::multiply_bytes(1'000'000); });
+  }
 #endif
+  return 0.0;
 }
 
 }  // namespace hymba_bench

@@ -59,7 +59,7 @@ enum class MatrixUnit {
   multiply_add,  ///< vectors in single precision
   bf16_tiles,    ///< AMX, tdpbf16ps
   int8_tiles,    ///< AMX, tdpbssd
-  byte_dot,      ///< vectors of bytes, vpdpbusd
+  byte_dot,      ///< vectors of bytes, vpdpbusd or its like
 };
 
 /// What running a model takes, as far as its weights say.
@@ -82,11 +82,17 @@ class AnyModel {
 
 using AnyArchitecture = hymba::Architecture<hymba::DynamicHymba>;
 
+/// What runs a model, all of it beside vectors in single precision. On `simd` nothing but the formats is rounded.
+enum class Path {
+  simd,  ///< arch::best
+  dot,   ///< arch::dot, whose products with int8 and int4 weights round activations; there is none with others
+  amx,   ///< arch::amx, whose products round activations
+};
+
 /// Instantiated in instances/model.cpp.
-/// @param tiles run on arch::amx, whose products round activations; without it nothing but the formats is rounded.
-/// @pre with `tiles`, tiles_available().
+/// @pre `path` is available here (common.cpp).
 template <hymba::Weights W, hymba::Cache C>
-std::unique_ptr<AnyModel> make_model(bool tiles, const AnyArchitecture& architecture, hymba::TensorTable tensors,
+std::unique_ptr<AnyModel> make_model(Path path, const AnyArchitecture& architecture, hymba::TensorTable tensors,
                                      const std::string& source);
 
 }  // namespace cli

@@ -7,6 +7,7 @@
 #include <hymba/exec/policy.hpp>
 #include <hymba/exec/team.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
+#include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/model/model.hpp>
 
 #include <string_view>
@@ -74,6 +75,16 @@ template <hymba::Weights W>
 inline constexpr bool tiles_take =
     W == hymba::Weights::bf16 || W == hymba::Weights::int8 || W == hymba::Weights::int4;
 
+/// Whether products run on dot products of bytes.
+template <class Arch>
+inline constexpr bool on_dots = false;
+template <class Base>
+inline constexpr bool on_dots<hymba::arch::dot<Base>> = true;
+
+/// Whether dot products of bytes take the weights.
+template <hymba::Weights W>
+inline constexpr bool dots_take = W == hymba::Weights::int8 || W == hymba::Weights::int4;
+
 /// What a policy's matrix products of many rows run on.
 template <class Policy>
 constexpr MatrixUnit matrix_unit() {
@@ -81,7 +92,7 @@ constexpr MatrixUnit matrix_unit() {
     const bool integers = std::string_view(hymba::weight_format<Policy::weights>::name).starts_with("int");
     return integers ? MatrixUnit::int8_tiles : MatrixUnit::bf16_tiles;
   }
-  return MatrixUnit::multiply_add;
+  return on_dots<typename Policy::arch> ? MatrixUnit::byte_dot : MatrixUnit::multiply_add;
 }
 
 template <hymba::Weights W, hymba::Cache C, class Arch>
@@ -131,13 +142,21 @@ class ModelOf final : public AnyModel {
 };
 
 template <hymba::Weights W, hymba::Cache C>
-std::unique_ptr<AnyModel> make_model([[maybe_unused]] bool tiles, const AnyArchitecture& architecture,
+std::unique_ptr<AnyModel> make_model([[maybe_unused]] Path path, const AnyArchitecture& architecture,
                                      hymba::TensorTable tensors, const std::string& source) {
 #if defined(HYMBA_AMX)
   if constexpr (tiles_take<W>) {
-    if (tiles) {
+    if (path == Path::amx) {
       using Tiles = hymba::arch::amx<hymba::arch::best>;
       return std::make_unique<ModelOf<W, C, Tiles>>(architecture, std::move(tensors), source);
+    }
+  }
+#endif
+#if defined(HYMBA_DOT)
+  if constexpr (dots_take<W>) {
+    if (path == Path::dot) {
+      using Dots = hymba::arch::dot<hymba::arch::best>;
+      return std::make_unique<ModelOf<W, C, Dots>>(architecture, std::move(tensors), source);
     }
   }
 #endif

@@ -119,7 +119,7 @@ const char* unit_name(MatrixUnit unit) {
     case MatrixUnit::int8_tiles:
       return "AMX int8";
     case MatrixUnit::byte_dot:
-      return "VNNI";
+      return "byte dot products";
     default:
       return "FMA f32";
   }

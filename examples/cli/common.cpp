@@ -6,8 +6,10 @@
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/atomic_file.hpp>
 #include <hymba/exec/amx.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/io/checkpoint.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
+#include <hymba/kernels/dot/units.hpp>
 #include <hymba/model/generation.hpp>
 #include <hymba/model/random_weights.hpp>
 #include <hymba/model/store_tensor.hpp>
@@ -73,9 +75,11 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
   command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
   command
       .add_option("--arch", o.arch,
-                  "What runs it. simd: vectors, nothing but the formats is rounded; amx: tiles, which round activations to "
-                  "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it")
-      ->type_name("auto|simd|amx");
+                  "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
+                  "of bytes (VNNI and its like), which round activations to 8 bits; amx: tiles, which round activations to "
+                  "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it, else dot where the "
+                  "weights are int8 or int4, else simd")
+      ->type_name("auto|simd|dot|amx");
   if (max_context_default != nullptr) {
     add_number(command, "--max-context", o.max_context,
                std::string("Tokens a session can hold. Default: ") + max_context_default);
@@ -181,11 +185,11 @@ std::unique_ptr<AnyModel> make_with(const Formats& formats, const AnyArchitectur
                                     const std::string& source) {
   switch (formats.cache) {
     case hymba::Cache::f16:
-      return make_model<W, hymba::Cache::f16>(formats.tiles, a, std::move(table), source);
+      return make_model<W, hymba::Cache::f16>(formats.path, a, std::move(table), source);
     case hymba::Cache::bf16:
-      return make_model<W, hymba::Cache::bf16>(formats.tiles, a, std::move(table), source);
+      return make_model<W, hymba::Cache::bf16>(formats.path, a, std::move(table), source);
     default:
-      return make_model<W, hymba::Cache::f32>(formats.tiles, a, std::move(table), source);
+      return make_model<W, hymba::Cache::f32>(formats.path, a, std::move(table), source);
   }
 }
 
@@ -204,15 +208,39 @@ bool tiles_available() {
 #endif
 }
 
-/// What --arch asks for. @throws UsageError.
-bool tiles_asked_for(const CommonOptions& o) {
-  if (o.arch == "auto") return tiles_available();
-  if (o.arch == "simd") return false;
-  if (o.arch != "amx") throw UsageError(message("--arch is ", quoted(o.arch), ", expected auto, simd or amx"));
-  if (!tiles_available()) {
+/// Whether this program was compiled for dot products of bytes and the machine has them.
+bool dots_available() {
+#if defined(HYMBA_DOT)
+  return hymba::dot_available();
+#else
+  return false;
+#endif
+}
+
+/// What is wrong with --arch whatever the weights are. @throws UsageError.
+void check_arch(const CommonOptions& o) {
+  if (o.arch == "auto" || o.arch == "simd") return;
+  if (o.arch != "amx" && o.arch != "dot") {
+    throw UsageError(message("--arch is ", quoted(o.arch), ", expected auto, simd, dot or amx"));
+  }
+  if (o.arch == "amx" && !tiles_available()) {
     throw UsageError("--arch is amx, but this program was not compiled for AMX, or the machine has none");
   }
-  return true;
+  if (o.arch == "dot" && !dots_available()) {
+    throw UsageError("--arch is dot, but this program was not compiled for dot products of bytes, or the machine has none");
+  }
+}
+
+/// What --arch, checked, asks for. @throws UsageError.
+Path path_asked_for(const CommonOptions& o, hymba::Weights weights) {
+  const bool bytes = weights == hymba::Weights::int8 || weights == hymba::Weights::int4;
+  if (o.arch == "dot" && !bytes) {
+    throw UsageError(message("--arch is dot, which is for weights in int8 and int4; these are ", name_of(weights)));
+  }
+  if (o.arch == "dot") return Path::dot;
+  if (o.arch == "amx") return Path::amx;
+  if (o.arch == "simd") return Path::simd;
+  return tiles_available() ? Path::amx : bytes && dots_available() ? Path::dot : Path::simd;
 }
 
 }  // namespace
@@ -245,7 +273,7 @@ void check_checkpoint(const AnyArchitecture& a, const hymba::TensorTable& table,
 void check_common(const CommonOptions& o) {
   if (!o.weights.empty()) weights_named(o.weights);
   if (!o.cache.empty()) cache_named(o.cache);
-  tiles_asked_for(o);
+  check_arch(o);
   if (o.threads < 0 || o.threads > 4096) {
     throw UsageError(message("--threads is ", o.threads, ", expected 0 (all cores) to 4096"));
   }
@@ -270,7 +298,7 @@ OpenModel random_model(const CommonOptions& o, const hymba::Description& descrip
                  .model = nullptr};
   if (!o.weights.empty()) open.formats.weights = weights_named(o.weights);
   if (!o.cache.empty()) open.formats.cache = cache_named(o.cache);
-  open.formats.tiles = tiles_asked_for(o);
+  open.formats.path = path_asked_for(o, open.formats.weights);
   const hymba::DType type = stored_type(open.formats.weights);
   check_fits(random_bytes(open.architecture, open.formats.weights), o.model);
   hymba::TensorTable tensors = hymba::random_tensors(open.architecture, 1, type);
@@ -296,7 +324,8 @@ OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved
                  .formats = {},
                  .model = nullptr};
   check_checkpoint(open.architecture, checkpoint.tensors, o.model);
-  open.formats = {weights.value_or(stored_format(open.architecture, checkpoint.tensors)), cache, tiles_asked_for(o)};
+  const hymba::Weights kept = weights ? *weights : stored_format(open.architecture, checkpoint.tensors);
+  open.formats = {kept, cache, path_asked_for(o, kept)};
   check_fits(converted_bytes(open.architecture, checkpoint.tensors, open.formats.weights),
              "the model in " + name_of(open.formats.weights));
   open.model = make_in(open.formats, open.architecture, std::move(checkpoint.tensors), o.model);

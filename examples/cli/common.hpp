@@ -88,7 +88,7 @@ void add_sampling(CLI::App& command, SamplingArguments& arguments);
 struct Formats {
   hymba::Weights weights = hymba::Weights::bf16;
   hymba::Cache cache = hymba::Cache::f32;
-  bool tiles = false;  ///< products on AMX tiles
+  Path path = Path::simd;
 };
 std::string name_of(hymba::Weights w);
 std::string name_of(hymba::Cache c);

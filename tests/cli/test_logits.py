@@ -51,6 +51,7 @@ def test_formats(folder):
     for name in ("hymba_tiny", "odd_sizes", "ssm_only", "attention_only", "untied_output"):
         assert 1e-4 < worst(folder, name, "--weights", "int8") < 0.25, name
         assert 1e-4 < worst(folder, name, "--weights", "int8", "--prefill", 5) < 0.25, name
+        assert 1e-4 < worst(folder, name, "--weights", "int8", "--arch", "simd") < 0.25, name
 
 
 def test_threads_and_json(folder):

@@ -122,6 +122,21 @@ TEST_CASE("simd: every signed byte widens exactly; partial loads touch only what
   }
 }
 
+TEST_CASE("simd: signed bytes are the nearest integers, even ones in the middle, and saturate") {
+  std::vector<float> in(static_cast<std::size_t>(L));
+  const std::unique_ptr<std::int8_t[]> out(new std::int8_t[static_cast<std::size_t>(L)]);
+  for (int quarter = -4 * 300; quarter < 4 * 300; quarter += static_cast<int>(L)) {
+    for (std::int64_t i = 0; i < L; ++i) {
+      in[static_cast<std::size_t>(i)] = 0.25f * static_cast<float>(quarter + static_cast<int>(i));
+    }
+    simd::store<A>(out.get(), simd::load<A>(in.data()));
+    for (std::int64_t i = 0; i < L; ++i) {
+      const float want = std::clamp(std::nearbyint(in[static_cast<std::size_t>(i)]), -128.0f, 127.0f);
+      CHECK(static_cast<float>(out[static_cast<std::size_t>(i)]) == want);
+    }
+  }
+}
+
 TEST_CASE("simd: halves of bytes times their multipliers") {
   // Every byte, in four lines; every multiplier beside a different one.
   std::vector<std::byte> bytes(256);

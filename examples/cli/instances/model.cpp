@@ -5,4 +5,4 @@
 #include "../any_model_impl.hpp"
 
 template std::unique_ptr<cli::AnyModel> cli::make_model<hymba::Weights::HYMBA_CLI_WEIGHTS, hymba::Cache::HYMBA_CLI_CACHE>(
-    bool, const cli::AnyArchitecture&, hymba::TensorTable, const std::string&);
+    cli::Path, const cli::AnyArchitecture&, hymba::TensorTable, const std::string&);

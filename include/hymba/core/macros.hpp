@@ -20,6 +20,8 @@
 #define HYMBA_ABI_ARCH avx512bw
 #elif defined(__AVX512F__)
 #define HYMBA_ABI_ARCH avx512f
+#elif defined(__AVXVNNI__)
+#define HYMBA_ABI_ARCH avxvnni
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define HYMBA_ABI_ARCH avx2fma_f16c
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -32,6 +34,8 @@
 #define HYMBA_ABI_ARCH sse42
 #elif defined(__x86_64__) || defined(_M_X64)
 #define HYMBA_ABI_ARCH x86_64
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define HYMBA_ABI_ARCH aarch64dot
 #elif defined(__aarch64__)
 #define HYMBA_ABI_ARCH aarch64
 #else
@@ -57,11 +61,14 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HYMBA_ALWAYS_INLINE inline __attribute__((always_inline))
+#define HYMBA_NEVER_INLINE __attribute__((noinline))
 #define HYMBA_RESTRICT __restrict__
 #elif defined(_MSC_VER)
 #define HYMBA_ALWAYS_INLINE __forceinline
+#define HYMBA_NEVER_INLINE __declspec(noinline)
 #define HYMBA_RESTRICT __restrict
 #else
 #define HYMBA_ALWAYS_INLINE inline
+#define HYMBA_NEVER_INLINE
 #define HYMBA_RESTRICT
 #endif

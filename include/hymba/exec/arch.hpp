@@ -24,6 +24,12 @@ struct simd {};
 template <class Base>
 struct amx {};
 
+/// Matrix products with int8 and int4 weights on dot products of bytes (AVX-512 VNNI, AVX-VNNI, AVX2, NEON), everything
+/// else as on `Base`. Activations are rounded to signed bytes; the products have the bits of arch::amx. Needs
+/// kernels/dot/gemm.hpp, a translation unit compiled for one of them, and dot_available() (exec/dot.hpp) at run time.
+template <class Base>
+struct dot {};
+
 }  // namespace arch
 
 HYMBA_NAMESPACE_END

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one file that includes xsimd. It hides the differences between xsimd 8 and later versions, and adds the few
-// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats, their inverse, widening
-// loads of bytes and halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics are chosen by the register type of `A` and by what
-// the translation unit is compiled for; every one has a portable version behind it.
+// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats and of bytes, their
+// inverse, widening loads of halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics
+// are chosen by the register type of `A` and by what the translation unit is compiled for; every one has a portable
+// version behind it.
 #pragma once
 
 #include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
 #include <hymba/exec/arch.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -180,6 +182,13 @@ HYMBA_ALWAYS_INLINE __m128 load_bytes(const std::int8_t* from, __m128) {
 #endif
 }
 
+// float -> four signed bytes, to nearest even and saturated
+HYMBA_ALWAYS_INLINE void store_bytes(std::int8_t* to, __m128 v) {
+  const __m128i pairs = _mm_packs_epi32(_mm_cvtps_epi32(v), _mm_setzero_si128());
+  const int four = _mm_cvtsi128_si32(_mm_packs_epi16(pairs, pairs));
+  std::memcpy(to, &four, sizeof(four));
+}
+
 // The sums of the lanes of four vectors: lanes 0 + 2 and 1 + 3 first.
 HYMBA_ALWAYS_INLINE __m128 sums4(__m128 a, __m128 b, __m128 c, __m128 d) {
   const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
@@ -213,6 +222,11 @@ HYMBA_ALWAYS_INLINE __m256 load_bytes(const std::int8_t* from, __m256) {
 #else
   return _mm256_insertf128_ps(_mm256_castps128_ps256(load_bytes(from, __m128{})), load_bytes(from + 4, __m128{}), 1);
 #endif
+}
+HYMBA_ALWAYS_INLINE void store_bytes(std::int8_t* to, __m256 v) {
+  const __m256i integers = _mm256_cvtps_epi32(v);
+  const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extractf128_si256(integers, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(pairs, pairs));
 }
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, __m256 v, bf16) {
 #if defined(__AVX2__)
@@ -276,6 +290,9 @@ HYMBA_ALWAYS_INLINE __m512 load_wide(const std::uint16_t* from, __m512, Half) {
 HYMBA_ALWAYS_INLINE __m512 load_bytes(const std::int8_t* from, __m512) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
+HYMBA_ALWAYS_INLINE void store_bytes(std::int8_t* to, __m512 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+}
 template <class Half>
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, __m512 v, Half) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(v, Half{}));
@@ -294,6 +311,12 @@ HYMBA_ALWAYS_INLINE float32x4_t load_bytes(const std::int8_t* from, float32x4_t)
   std::uint32_t four = 0;
   std::memcpy(&four, from, sizeof(four));
   return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
+HYMBA_ALWAYS_INLINE void store_bytes(std::int8_t* to, float32x4_t v) {
+  const int16x4_t pairs = vqmovn_s32(vcvtnq_s32_f32(v));
+  const int8x8_t bytes = vqmovn_s16(vcombine_s16(pairs, pairs));
+  const std::uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
+  std::memcpy(to, &four, sizeof(four));
 }
 HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, float32x4_t v, bf16) {
   const uint32x4_t u = vreinterpretq_u32_f32(v);
@@ -314,7 +337,7 @@ HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, float32x4_t v, f16) {
 template <class Half>
 inline constexpr bool is_half = std::is_same_v<Half, bf16> || std::is_same_v<Half, f16>;
 
-// Whether load_wide, load_bytes and store_narrow exist for A's register.
+// Whether load_wide, load_bytes, store_bytes and store_narrow exist for A's register.
 template <class A>
 inline constexpr bool has_narrow =
 #if defined(HYMBA_SIMD_X86)
@@ -457,6 +480,22 @@ HYMBA_ALWAYS_INLINE void store(Half* to, const floats<A>& v) {
     alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];
     v.store_aligned(wide);
     for (std::int64_t i = 0; i < lanes<A>; ++i) to[i] = Half(wide[i]);
+  }
+}
+
+/// Stores lanes<A> signed bytes: the nearest integers, the even one of two as near, none beyond what a byte holds. A NaN
+/// becomes any number.
+template <class A>
+HYMBA_ALWAYS_INLINE void store(std::int8_t* to, const floats<A>& v) {
+  if constexpr (detail::has_narrow<A>) {
+    detail::store_bytes(to, v.data);
+  } else {
+    alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];
+    v.store_aligned(wide);
+    for (std::int64_t i = 0; i < lanes<A>; ++i) {
+      const float whole = std::nearbyint(wide[i]);
+      to[i] = static_cast<std::int8_t>(whole >= -128.0f ? (whole <= 127.0f ? whole : 127.0f) : -128.0f);
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 #include <hymba/kernels/amx/sinks.hpp>
 #include <hymba/kernels/amx/tile_gemm.hpp>
 #include <hymba/kernels/amx/weight_panels.hpp>
+#include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 
@@ -47,17 +48,19 @@ struct kernel_for<Op, arch::amx<Base>> : kernel_for<Op, Base> {};
 /// op::Gemm with f32 and bf16 weights: both operands rounded to bf16 (nearest even; subnormals become zero) and sums in
 /// single precision, as the tiles form them. With int8 and int4 weights: activations rounded to signed bytes, with a
 /// scale for each token and 256 columns; sums of a block exact. f16 weights run on the base. As on every architecture a
-/// row's bits do not depend on the rows it is computed with.
+/// row's bits do not depend on the rows it is computed with. Where few tokens leave tiles nearly empty and dot products
+/// of bytes are faster, those are used: their bits are the same.
 template <class Base>
 struct kernel_for<op::Gemm, arch::amx<Base>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     using namespace detail::amx;
     return std::max({TileGemm<Weights::bf16>::scratch_bytes(rows, in), TileGemm<Weights::int8>::scratch_bytes(rows, in),
-                     kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out)});
+                     Dot<Weights::int8>::scratch_bytes(rows, in), kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out)});
   }
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t) {
     using namespace detail::amx;
-    return std::max(TileGemm<Weights::bf16>::shared_bytes(rows, in), TileGemm<Weights::int8>::shared_bytes(rows, in));
+    return std::max({TileGemm<Weights::bf16>::shared_bytes(rows, in), TileGemm<Weights::int8>::shared_bytes(rows, in),
+                     Dot<Weights::int8>::shared_bytes(rows, in)});
   }
 
   template <class Exec, Weights W>
@@ -66,10 +69,23 @@ struct kernel_for<op::Gemm, arch::amx<Base>> {
     if (x.rows == 0) return;
     if constexpr (W == Weights::f16) {
       kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
+    } else if (dots_are_faster<W>(x.rows)) {
+      if constexpr (weight_format<W>::quantised) Dot<W>::run(exec, scratch, x, w, bias, y, store);
     } else {
       detail::amx::product<W>(exec, scratch, x, detail::amx::RowPanels<W>(w), detail::amx::SumsToRows{bias, y, store});
     }
   }
+
+  /// As measured (bench_gemm). int8 rows are tiles as they lie, and one token's product takes as long as reading them;
+  /// with more tokens, or int4 rows, tiles wait for copies.
+  template <Weights W>
+  static constexpr bool dots_are_faster(std::int64_t tokens) {
+    return (W == Weights::int8 && tokens >= 2 && tokens <= 4) || (W == Weights::int4 && tokens <= 4);
+  }
+
+ private:
+  template <Weights W>
+  using Dot = detail::dot::DotGemm<detail::dot::Best, W>;
 };
 
 /// op::GatedGemm: 16 rows of either matrix side by side, so that gate and up of a token meet in registers.
@@ -80,9 +96,9 @@ struct kernel_for<op::GatedGemm, arch::amx<arch::simd<A>>> {
                   MatrixView<float> y, MatrixView<float> spare) {
     static_assert(simd::lanes<A> == 16, "hymba: arch::amx stands on an architecture of 512-bit vectors");
     if (x.rows == 0) return;
-    if constexpr (W == Weights::f16) {
+    if (W == Weights::f16 || kernel_for<op::Gemm, arch::amx<arch::simd<A>>>::template dots_are_faster<W>(x.rows)) {
       gated_gemm_in_parts<arch::amx<arch::simd<A>>>::run(exec, scratch, x, gate, up, y, spare);
-    } else {
+    } else if constexpr (W != Weights::f16) {
       detail::amx::product<W>(exec, scratch, x, detail::amx::PairPanels<W>(gate, up), detail::amx::GatedSums<A>{y});
     }
   }

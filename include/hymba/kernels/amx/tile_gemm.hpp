@@ -408,7 +408,7 @@ struct TileGemm {
     auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64 + quantised_blocks(in) * 64);
     for (std::int64_t k = 0; k < in; k += bytes ? quantised_block : depth) {
       if constexpr (bytes) {
-        scales[k / quantised_block] = quantise(x + k, std::min(quantised_block, in - k), row + k);
+        scales[k / quantised_block] = quantise_activations(x + k, std::min(quantised_block, in - k), row + k);
       } else {
         _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
       }

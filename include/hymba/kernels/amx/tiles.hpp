@@ -11,7 +11,7 @@
 
 // The second spelling is that of clang before version 15.
 #if (defined(__AMX_TILE__) || defined(__AMXTILE__)) && (defined(__AMX_BF16__) || defined(__AMXBF16__))
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define HYMBA_AMX 1
 #endif
 #endif
@@ -23,6 +23,7 @@
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/transpose.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -122,38 +123,6 @@ HYMBA_ALWAYS_INLINE __m512i load_pairs(const bf16* first, const bf16* second, st
     }
   };
   return interleave(_mm512_inserti64x4(_mm512_castsi256_si512(row(first)), row(second), 1));
-}
-
-/// Transposes 16 x 16 pairs.
-HYMBA_ALWAYS_INLINE void transpose(__m512i (&v)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  // Now lane q of v[4 g + c] holds column 4 q + c of rows 4 g to 4 g + 3.
-#pragma GCC unroll 8
-  for (int c = 0; c < 4; ++c) {
-    t[c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88);
-    t[4 + c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xdd);
-    t[8 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
-    t[12 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xdd);
-  }
-#pragma GCC unroll 8
-  for (int c = 0; c < 4; ++c) {
-    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
-    v[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xdd);
-    v[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
-    v[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
-  }
 }
 
 /// Where k lies in a source: along its rows (the left operand as it is), or across them (the right operand as it is).

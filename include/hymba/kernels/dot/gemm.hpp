@@ -1,0 +1,511 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: Base.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/core/view.hpp>
+#include <hymba/exec/arch.hpp>
+#include <hymba/exec/dot.hpp>
+#include <hymba/exec/formats.hpp>
+#include <hymba/exec/kernel.hpp>
+#include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/dot/units.hpp>
+#include <hymba/kernels/gated_gemm.hpp>
+#include <hymba/kernels/gemm.hpp>
+#include <hymba/kernels/quantised_activations.hpp>
+#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/transpose.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+HYMBA_NAMESPACE_BEGIN
+
+#if defined(HYMBA_DOT)
+
+namespace detail::dot {
+
+inline constexpr std::int64_t line = 64;                          ///< columns in a line, in every format
+inline constexpr std::int64_t block_lines = quantised_block / line;
+
+/// Tokens as signed bytes, [block][token][256], zeros behind the last column in its line; and for each block of a token,
+/// [block][token], the scale and `offset` times the sum of the bytes, by which products with shifted weights are too
+/// large.
+template <class Unit>
+struct Tokens {
+  std::int8_t* bytes;
+  float* scales;
+  std::int32_t* excess;
+  std::int64_t count, blocks;
+
+  static constexpr std::int64_t value_bytes(std::int64_t tokens, std::int64_t cols) {
+    return quantised_blocks(cols) * tokens * quantised_block;
+  }
+  static constexpr std::int64_t scale_bytes(std::int64_t tokens, std::int64_t cols) {
+    return round_up(quantised_blocks(cols) * tokens * 4, line);
+  }
+  static constexpr std::size_t memory_bytes(std::int64_t tokens, std::int64_t cols) {
+    return static_cast<std::size_t>(value_bytes(tokens, cols) + 2 * scale_bytes(tokens, cols));
+  }
+  Tokens(std::byte* memory, std::int64_t tokens, std::int64_t cols)
+      : bytes(reinterpret_cast<std::int8_t*>(memory)),
+        scales(reinterpret_cast<float*>(memory + value_bytes(tokens, cols))),
+        excess(reinterpret_cast<std::int32_t*>(memory + value_bytes(tokens, cols) + scale_bytes(tokens, cols))),
+        count(tokens),
+        blocks(quantised_blocks(cols)) {}
+
+  /// Where block `block` of a token is in scales and excess, and, times 256, in bytes.
+  std::int64_t at(std::int64_t token, std::int64_t block) const { return block * count + token; }
+
+  void quantise(std::int64_t token, const float* x, std::int64_t cols) const {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t here = std::min(quantised_block, cols - b * quantised_block);
+      std::int8_t* const to = bytes + at(token, b) * quantised_block;
+      scales[at(token, b)] = quantise_activations(x + b * quantised_block, here, to);
+      std::int32_t sum = 0;
+      if constexpr (Unit::offset != 0) {
+        for (std::int64_t i = 0; i < round_up(here, line); ++i) sum += to[i];
+      }
+      excess[at(token, b)] = Unit::offset * sum;
+    }
+  }
+};
+
+/// Weights as registers of shifted bytes.
+template <class Unit, Weights W>
+struct Rows;
+
+template <class Unit>
+struct Rows<Unit, Weights::int8> {
+  /// A block of one row.
+  struct Block {
+    const std::byte* values;
+    HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t, std::int64_t block)
+        : values(row + block * quantised_block) {}
+    /// Register `Part` of line `Line` of the block.
+    template <int Line, int Part>
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
+      return Unit::shifted(Unit::load(values + Line * line + Part * 4 * Unit::lanes));
+    }
+  };
+};
+
+template <class Unit>
+struct Rows<Unit, Weights::int4> {
+  struct Block {
+    const std::byte* values;
+    std::uint32_t multipliers;
+    HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t cols, std::int64_t block)
+        : values(row + block * (quantised_block / 2)), multipliers(Int4Rows::multipliers(row, cols, block)) {}
+    template <int Line, int Part>
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
+      // A line of memory has the first of two lines of columns in its low halves. A line of columns has two multipliers.
+      const typename Unit::Bytes stored = Unit::load(values + Line / 2 * line + Part * 4 * Unit::lanes);
+      const auto products = [&](unsigned nibble) { return table.at[multipliers >> 4 * nibble & 15u]; };
+      return Unit::look_up(Unit::template table<Part>(products(2 * Line), products(2 * Line + 1)),
+                           Line % 2 == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
+    }
+  };
+
+ private:
+  /// at[m][v]: the shifted weight of stored value v under multiplier m.
+  struct Products {
+    alignas(64) std::int8_t at[16][16] = {};
+    constexpr Products() {
+      for (int m = 0; m < 16; ++m) {
+        for (int v = 0; v < 16; ++v) {
+          at[m][v] = static_cast<std::int8_t>(static_cast<std::uint8_t>(m * (v - 8) + Unit::offset));
+        }
+      }
+    }
+  };
+  static constexpr Products table{};
+};
+
+/// Products of a packed block of weights.
+template <class Unit>
+struct Panel {
+  using Ints = typename Unit::Ints;
+  using Floats = typename Unit::Floats;
+  static constexpr std::int64_t L = Unit::lanes;
+  static constexpr int vectors = Unit::panel_vectors, tokens_most = Unit::panel_tokens;
+  static constexpr std::int64_t rows = L * vectors;
+
+  /// Adds those of tokens [t, t + n), n <= tokens_most, with `lines` lines of block `block` of the panel's rows to sums
+  /// [n][rows], or sets them if `first`; scale [rows].
+  static void multiply(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t t,
+                       std::int64_t n, std::int64_t block, const float* scale, float* sums, bool first) {
+    unrolled<tokens_most>([&](auto one_less) {
+      if (n == one_less + 1) products<one_less + 1>(panel, lines, tokens, tokens.at(t, block), scale, sums, first);
+    });
+  }
+
+ private:
+  // A function of its own, and loops instead of `unrolled`: GCC then keeps the sums in registers.
+  template <int N>
+  static HYMBA_NEVER_INLINE void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t at,
+                       const float* scale, float* sums, bool first) {
+    Ints sum[N][vectors];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        sum[n][v] = Unit::same(Unit::offset != 0 ? -tokens.excess[at + n] : 0);
+        // What the blocks before left there is fetched meanwhile.
+        simd::prefetch(sums + n * rows + v * L);
+      }
+    }
+    const std::int8_t* x = tokens.bytes + at * quantised_block;
+    const std::int8_t* const end = x + lines * line;
+    for (; x < end; x += 4) {
+      typename Unit::Bytes ws[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) ws[v] = Unit::load(panel + v * 4 * L);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        const typename Unit::Bytes four = Unit::broadcast(x + n * quantised_block);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[n][v] = Unit::dot(sum[n][v], ws[v], four);
+      }
+      panel += vectors * 4 * L;
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const Floats token_scale = Unit::same(tokens.scales[at + n]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        float* const held = sums + n * rows + v * L;
+        const Floats before = first ? Unit::same(0.0f) : Unit::load(held);
+        Unit::store(held, Unit::add_scaled(before, sum[n][v], Unit::multiply(Unit::load(scale + v * L), token_scale)));
+      }
+    }
+  }
+};
+
+/// The product of activations and a weight matrix of bytes or halves of them. Tokens are quantised once.
+///
+/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register; lanes run along the
+/// columns, and at the end of a block of 256 the L registers of sums are folded to one. Many tokens: a block of a panel
+/// of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast four bytes
+/// at a time, go past it, their sums waiting in the second.
+///
+/// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
+/// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
+template <class Unit, Weights W>
+struct DotGemm {
+  using Format = weight_format<W>;
+  using Bytes = typename Unit::Bytes;
+  using Ints = typename Unit::Ints;
+  using Floats = typename Unit::Floats;
+  static constexpr std::int64_t L = Unit::lanes;
+  static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
+  static constexpr std::int64_t few_tokens = 4;  ///< that share an unpacked block of a row
+  static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
+  static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
+  static constexpr std::int64_t most_tokens = 512;
+
+  // --- Memory --------------------------------------------------------------------------------------------------------
+
+  static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in) {
+    return rows <= 1 ? 0 : Tokens<Unit>::memory_bytes(std::min(rows, most_tokens), in);
+  }
+  static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
+    const std::size_t one = Tokens<Unit>::memory_bytes(1, in);
+    if (rows <= few_tokens) return one;
+    // A block of a panel, and the sums of all tokens; of one block only, those that are computed together.
+    const std::int64_t held = in <= quantised_block ? panel_tokens : std::min(rows, most_tokens);
+    return std::max(one, static_cast<std::size_t>(panel_rows * (quantised_block + held * 4)));
+  }
+
+  // --- Running -------------------------------------------------------------------------------------------------------
+
+  template <class Exec>
+  static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, const WeightMatrix<W>& w, const float* bias,
+                  MatrixView<float> y, Store store) {
+    const std::int64_t threads = x.rows * w.rows * w.cols < serial_product ? 1 : exec.threads();
+    const std::int64_t groups = units_of(w.rows, L), tasks = std::min(threads, groups);
+    const auto first_row = [&](std::int64_t task) { return std::min(groups * task / tasks * L, w.rows); };
+    if (x.rows == 1) {
+      // Every thread quantises the token for itself: less work than to wait for one that does.
+      exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+        const Tokens<Unit> tokens(scratch.of<std::byte>(thread), 1, w.cols);
+        tokens.quantise(0, x.row(0), w.cols);
+        few(tokens, 1, w, bias, y, store, first_row(task), first_row(task + 1));
+      });
+      return;
+    }
+    for (std::int64_t t0 = 0; t0 < x.rows; t0 += most_tokens) {
+      const std::int64_t count = std::min(most_tokens, x.rows - t0);
+      const Tokens<Unit> tokens(scratch.shared, count, w.cols);
+      const std::int64_t parts_of_tokens = std::min(threads, count);
+      exec.parallel_for(parts_of_tokens, [&](std::int64_t task, int) noexcept {
+        const std::int64_t last = count * (task + 1) / parts_of_tokens;
+        for (std::int64_t t = count * task / parts_of_tokens; t < last; ++t) {
+          tokens.quantise(t, x.row(t0 + t), w.cols);
+        }
+      });
+      const MatrixView<float> out = y.row_range(t0, count);
+      if (count <= few_tokens) {
+        exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
+          few(tokens, count, w, bias, out, store, first_row(task), first_row(task + 1));
+        });
+        continue;
+      }
+      const BlockGrid grid(threads, units_of(count, panel_tokens), units_of(w.rows, panel_rows));
+      exec.parallel_for(grid.tasks(), [&](std::int64_t task, int thread) noexcept {
+        many(scratch.of<std::byte>(thread), tokens, w, bias, out, store, grid.row_range(task, panel_tokens, count),
+             grid.col_range(task, panel_rows, w.rows));
+      });
+    }
+  }
+
+ private:
+  /// y[0, n) from sums, on what it starts from.
+  static HYMBA_ALWAYS_INLINE void write(Floats sum, std::int64_t n, const float* bias, float* y, Store store) {
+    if (n >= L) {
+      Floats value = Unit::add(sum, bias != nullptr ? Unit::load(bias) : Unit::same(0.0f));
+      if (store == Store::add) value = Unit::add(value, Unit::load(y));
+      Unit::store(y, value);
+      return;
+    }
+    float all[L];
+    Unit::store(all, sum);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float value = all[i] + (bias != nullptr ? bias[i] : 0.0f);
+      y[i] = store == Store::add ? value + y[i] : value;
+    }
+  }
+
+  /// The scales of a block for L rows from row `o`, of which `rows` exist.
+  static HYMBA_ALWAYS_INLINE Floats scales(const WeightMatrix<W>& w, std::int64_t o, std::int64_t rows,
+                                           std::int64_t block) {
+    return Unit::scales(w.row(o) + Format::value_bytes(w.cols) + static_cast<std::size_t>(block) * Format::scale_bytes,
+                        static_cast<std::int64_t>(Format::row_bytes(w.cols)), static_cast<int>(std::min(rows, L)));
+  }
+
+  /// Memory that will be read, in order: fetched into the second-level cache a few lines at a time.
+  struct Stream {
+    const std::byte* at;
+    std::int64_t left;
+    HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
+      for (std::int64_t i = 0; i < lines && left > 0; ++i, at += line, left -= line) simd::prefetch<2>(at);
+    }
+  };
+
+  // --- Few tokens ----------------------------------------------------------------------------------------------------
+
+  /// `count` tokens against rows [first, last) of the weights.
+  static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
+                  MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
+    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
+    const std::int64_t share = units_of(L * row_bytes, line * L * tokens.blocks);
+    for (std::int64_t o = first; o < last; o += L) {
+      const std::int64_t valid = std::min(L, last - o);
+      // While a group of rows is used the next one is fetched, little by little.
+      Stream ahead{w.row(o) + L * row_bytes, std::clamp<std::int64_t>(last - o - L, 0, L) * row_bytes};
+      unrolled<few_tokens>([&](auto one_less) {
+        if (count == one_less + 1) group<one_less + 1>(tokens, w, o, valid, ahead, share, bias, y, store);
+      });
+    }
+  }
+
+  /// The N tokens against L rows from `o`, of which `valid` exist.
+  template <int N>
+  static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
+                    std::int64_t valid, Stream& ahead, std::int64_t share, const float* bias, MatrixView<float> y,
+                    Store store) {
+    const std::byte* row[L];
+    // Rows past the end repeat the last one; their sums are dropped.
+    for (std::int64_t r = 0; r < L; ++r) row[r] = w.row(o + std::min(r, valid - 1));
+    Floats total[N];
+    unrolled<N>([&](auto n) { total[n] = Unit::same(0.0f); });
+    for (std::int64_t b = 0; b < tokens.blocks; ++b) {
+      Ints sums[N][L];
+      const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
+      const std::int8_t* x = tokens.bytes + tokens.at(0, b) * quantised_block;
+      if (lines == block_lines) {
+        group_block<N, block_lines>(row, w.cols, b, x, ahead, share, sums);
+      } else if (lines == 1) {
+        group_block<N, 1>(row, w.cols, b, x, ahead, share, sums);
+      } else if (lines == 2) {
+        group_block<N, 2>(row, w.cols, b, x, ahead, share, sums);
+      } else {
+        group_block<N, 3>(row, w.cols, b, x, ahead, share, sums);
+      }
+      const Floats scale = scales(w, o, valid, b);
+      unrolled<N>([&](auto n) {
+        const std::int64_t at = tokens.at(n, b);
+        Ints sum = row_sums(sums[n]);
+        if constexpr (Unit::offset != 0) sum = Unit::subtract(sum, Unit::same(tokens.excess[at]));
+        total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
+      });
+    }
+    unrolled<N>([&](auto n) {
+      write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store);
+    });
+  }
+
+  /// sums[n][r]: `Lines` lines of block `block` of row r times N rows of x, along the lanes.
+  template <int N, int Lines>
+  static HYMBA_ALWAYS_INLINE void group_block(const std::byte* const (&row)[L], std::int64_t cols, std::int64_t block,
+                                              const std::int8_t* x, Stream& ahead, std::int64_t share,
+                                              Ints (&sums)[N][L]) {
+    const auto one = [&](std::int64_t r) {
+      ahead.fetch(share);
+      const typename Rows<Unit, W>::Block weights(row[r], cols, block);
+      Ints sum[N];
+      unrolled<N>([&](auto n) { sum[n] = Unit::same(0); });
+      unrolled<Lines>([&](auto l) {
+        unrolled<parts>([&](auto part) {
+          const Bytes v = weights.template load<l(), part()>();
+          unrolled<N>([&](auto n) {
+            sum[n] = Unit::dot(sum[n], v, Unit::load(x + n * quantised_block + l * line + part * 4 * L));
+          });
+        });
+      });
+      unrolled<N>([&](auto n) { sums[n][r] = sum[n]; });
+    };
+    for (std::int64_t r = 0; r < L; ++r) one(r);
+  }
+
+  // --- Many tokens ---------------------------------------------------------------------------------------------------
+
+  /// Tokens [some.first, some.last) against rows [rows.first, rows.last) of the weights.
+  static void many(std::byte* memory, const Tokens<Unit>& tokens, const WeightMatrix<W>& w, const float* bias,
+                   MatrixView<float> y, Store store, BlockRange some, BlockRange rows) {
+    auto* const panel = reinterpret_cast<std::int8_t*>(memory);
+    auto* const sums = reinterpret_cast<float*>(memory + panel_rows * quantised_block);
+    for (std::int64_t o = rows.first; o < rows.last; o += panel_rows) {
+      const std::int64_t valid = std::min(panel_rows, rows.last - o);
+      for (std::int64_t b = 0; b < tokens.blocks; ++b) {
+        const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
+        const bool last = b + 1 == tokens.blocks;
+        const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
+        // The next block, beside this one or the first of the rows below, is fetched in equal parts.
+        Ahead ahead(w, last ? o + panel_rows : o, rows.last, last ? 0 : b + 1, panel_vectors * lines + groups);
+        pack(w, o, valid, b, lines, ahead, panel);
+        float scale[panel_rows] = {};
+        for (std::int64_t r = 0; r < valid; r += L) Unit::store(scale + r, scales(w, o + r, valid - r, b));
+        for (std::int64_t g = 0; g < groups; ++g) {
+          const std::int64_t first = count * g / groups, n = count * (g + 1) / groups - first, t = some.first + first;
+          float* const at = sums + (tokens.blocks > 1 ? first * panel_rows : 0);
+          ahead.fetch();
+          // What the next group will write; rows of y are pages apart.
+          for (std::int64_t i = n; last && i < 2 * n && first + i < count; ++i) {
+            for (std::int64_t r = 0; r < valid; r += line / 4) simd::prefetch(y.row(t + i) + o + r);
+          }
+          Panel<Unit>::multiply(panel, lines, tokens, t, n, b, scale, at, b == 0);
+          for (std::int64_t i = 0; last && i < n; ++i) {
+            write_row(at + i * panel_rows, valid, bias != nullptr ? bias + o : nullptr, y.row(t + i) + o, store);
+          }
+        }
+      }
+    }
+  }
+
+  /// Block `block` of the panel from row `o` of those before `end`: fetched into the second-level cache in `shares`.
+  class Ahead {
+   public:
+    Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block, std::int64_t shares)
+        : share_(units_of(panel_rows * row_lines, shares)),
+          row_(w.row(o) + block * bytes),
+          row_bytes_(static_cast<std::int64_t>(Format::row_bytes(w.cols))),
+          rows_(std::clamp<std::int64_t>(end - o, 0, panel_rows)) {}
+    HYMBA_ALWAYS_INLINE void fetch() {
+      for (std::int64_t i = 0; i < share_ && rows_ > 0; ++i) {
+        simd::prefetch<2>(row_ + at_ * line);
+        if (++at_ == row_lines) at_ = 0, row_ += row_bytes_, --rows_;
+      }
+    }
+
+   private:
+    static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
+    static constexpr std::int64_t row_lines = bytes / line;
+    std::int64_t share_;
+    const std::byte* row_;
+    std::int64_t row_bytes_, rows_, at_ = 0;
+  };
+
+  /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows that
+  /// do not exist repeat the last one.
+  static void pack(const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid, std::int64_t block, std::int64_t lines,
+                   Ahead& ahead, std::int8_t* to) {
+    for (std::int64_t v = 0; v < panel_vectors; ++v) {
+      const auto pack_line = [&](auto l) {
+        if (l >= lines) return;
+        ahead.fetch();
+        unrolled<parts>([&](auto part) {
+          Ints square[L];
+          unrolled<static_cast<int>(L)>([&](auto r) {
+            const std::byte* const row = w.row(o + std::min<std::int64_t>(v * L + r, valid - 1));
+            square[r] = Unit::words(typename Rows<Unit, W>::Block(row, w.cols, block).template load<l(), part()>());
+          });
+          transpose(square);
+          std::int8_t* const out = to + ((l * line / 4 + part * L) * panel_vectors + v) * 4 * L;
+          unrolled<static_cast<int>(L)>(
+              [&](auto q) { Unit::store(out + q * panel_vectors * 4 * L, Unit::bytes(square[q])); });
+        });
+      };
+      unrolled<static_cast<int>(block_lines)>(pack_line);
+    }
+  }
+
+  /// Sums of a token for `valid` rows, on what y starts from.
+  static void write_row(const float* sums, std::int64_t valid, const float* bias, float* y, Store store) {
+    for (std::int64_t i = 0; i < valid; i += L) {
+      write(Unit::load(sums + i), valid - i, bias != nullptr ? bias + i : nullptr, y + i, store);
+    }
+  }
+};
+
+}  // namespace detail::dot
+
+/// Operations that arch::dot does not specialise run on its base.
+template <class Op, class Base>
+struct kernel_for<Op, arch::dot<Base>> : kernel_for<Op, Base> {};
+
+/// op::Gemm with int8 and int4 weights: activations rounded to signed bytes, with a scale for each token and 256 columns;
+/// sums of a block exact. The bits are those of arch::amx. Other weights run on the base. As on every architecture a
+/// row's bits do not depend on the rows it is computed with.
+template <class Base>
+struct kernel_for<op::Gemm, arch::dot<Base>> {
+  static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
+    return std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::scratch_bytes(rows, in),
+                    kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out));
+  }
+  static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
+    return std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::shared_bytes(rows, in),
+                    gemm_shared_bytes<Base>(rows, in, out));
+  }
+
+  template <class Exec, Weights W>
+  static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
+                  MatrixView<float> y, Store store) {
+    if (x.rows == 0) return;
+    if constexpr (W == Weights::int8 || W == Weights::int4) {
+      detail::dot::DotGemm<detail::dot::Best, W>::run(exec, scratch, x, w, bias, y, store);
+    } else {
+      kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
+    }
+  }
+};
+
+template <class Base>
+struct kernel_for<op::GatedGemm, arch::dot<Base>> : gated_gemm_in_parts<arch::dot<Base>> {};
+
+#else
+
+template <class Op, class Base>
+struct kernel_for<Op, arch::dot<Base>> {
+  static_assert(detail::always_false<Op, Base>,
+                "hymba: arch::dot needs a translation unit compiled for AVX2 with FMA, AVX-512 VNNI or the dot products of "
+                "ARM (-march=haswell, -march=icelake-server, -march=armv8.2-a+dotprod or later, or -march=native on a "
+                "processor that has them)");
+};
+
+#endif  // HYMBA_DOT
+
+HYMBA_NAMESPACE_END

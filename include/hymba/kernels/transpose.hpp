@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Squares of 32-bit lanes in registers: transposed, or each register folded to its sum.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+#include <hymba/exec/simd.hpp>
+
+HYMBA_NAMESPACE_BEGIN
+
+namespace detail {
+
+#if defined(__AVX512F__)
+/// Transposes 16 x 16 lanes.
+HYMBA_ALWAYS_INLINE void transpose(__m512i (&v)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // Now lane q of v[4 g + c] holds column 4 q + c of rows 4 g to 4 g + 3.
+#pragma GCC unroll 8
+  for (int c = 0; c < 4; ++c) {
+    t[c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88);
+    t[4 + c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xdd);
+    t[8 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < 4; ++c) {
+    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
+    v[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xdd);
+    v[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
+    v[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
+  }
+}
+
+/// Lane i of the result is the sum of the integers in v[i].
+HYMBA_ALWAYS_INLINE __m512i row_sums(const __m512i (&v)[16]) {
+  __m512i pairs[8], fours[4], eights[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {
+    fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 2; ++i) {
+    eights[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                                 _mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+  }
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(eights[0], eights[1], 0x88),
+                          _mm512_shuffle_i32x4(eights[0], eights[1], 0xdd));
+}
+#endif
+
+#if defined(__AVX2__)
+/// Transposes 8 x 8 lanes.
+HYMBA_ALWAYS_INLINE void transpose(__m256i (&v)[8]) {
+  __m256i t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 4) {
+    v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < 4; ++c) {
+    t[c] = _mm256_permute2x128_si256(v[c], v[4 + c], 0x20);
+    t[4 + c] = _mm256_permute2x128_si256(v[c], v[4 + c], 0x31);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) v[i] = t[i];
+}
+
+/// Lane i of the result is the sum of the integers in v[i].
+HYMBA_ALWAYS_INLINE __m256i row_sums(const __m256i (&v)[8]) {
+  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+#endif
+
+#if defined(HYMBA_SIMD_NEON64)
+/// Transposes 4 x 4 lanes.
+HYMBA_ALWAYS_INLINE void transpose(int32x4_t (&v)[4]) {
+  const int64x2_t t[4] = {vreinterpretq_s64_s32(vtrn1q_s32(v[0], v[1])), vreinterpretq_s64_s32(vtrn2q_s32(v[0], v[1])),
+                          vreinterpretq_s64_s32(vtrn1q_s32(v[2], v[3])), vreinterpretq_s64_s32(vtrn2q_s32(v[2], v[3]))};
+  v[0] = vreinterpretq_s32_s64(vtrn1q_s64(t[0], t[2]));
+  v[1] = vreinterpretq_s32_s64(vtrn1q_s64(t[1], t[3]));
+  v[2] = vreinterpretq_s32_s64(vtrn2q_s64(t[0], t[2]));
+  v[3] = vreinterpretq_s32_s64(vtrn2q_s64(t[1], t[3]));
+}
+
+/// Lane i of the result is the sum of the integers in v[i].
+HYMBA_ALWAYS_INLINE int32x4_t row_sums(const int32x4_t (&v)[4]) {
+  return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
+}
+#endif
+
+}  // namespace detail
+
+HYMBA_NAMESPACE_END
