@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hymba quantize: its files open as what quantising at load gives and are as large as promised; errors leave nothing."""
+"""hymba quantize: its files give what quantising at load gives and are as large as promised; errors leave nothing."""
 import json
 import os
 import shutil
@@ -69,12 +69,14 @@ def test_a_file_gives_what_quantising_at_load_gives(folder):
             target = quantised(folder, checkpoint, weights)
             for arch in ("simd", "auto"):
                 at_load = logits(folder, checkpoint, ids, "--weights", weights, "--arch", arch)
-                assert logits(folder, target, ids, "--weights", weights, "--arch", arch) == at_load, (name, weights, arch)
+                told = logits(folder, target, ids, "--weights", weights, "--arch", arch)
+                assert told == at_load, (name, weights, arch)
                 assert logits(folder, target, ids, "--arch", arch) == at_load, (name, weights, arch, "by default")
 
 
 def test_the_same_text(folder):
-    base = ("--prompt", "In the beginning", "--ignore-eos", "--temperature", 1, "--seed", 3, "--max-new-tokens", 30, "--json")
+    base = ("--prompt", "In the beginning", "--ignore-eos", "--temperature", 1, "--seed", 3, "--max-new-tokens", 30,
+            "--json")
     for weights in FORMATS:
         target = quantised(folder, MODEL, weights)
         told = ok_json("generate", "--model", target, *base)
@@ -130,7 +132,8 @@ def test_tokenizer_and_config_go_along(folder):
     path_in(source, "unrelated.txt", "stays where it is")
     for weights in FORMATS:
         target = quantised(folder, source, weights)
-        assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]
+        assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "tokenizer.model",
+                                              "tokenizer_config.json"]
         for name in ("tokenizer.model", "tokenizer_config.json"):
             assert content_of(target, name) == content_of(source, name)
         one, two = (json.loads(content_of(f, "config.json")) for f in (source, target))
@@ -196,7 +199,8 @@ def test_quantised_rows_become_numbers_again(folder):
         expected = logits(folder, target, ids, "--arch", "simd")
         plain = quantised(folder, target, "f32")
         # Sums of the same numbers in another order
-        one, two = path_in(folder, "one", expected), path_in(folder, "two", logits(folder, plain, ids, "--arch", "simd"))
+        one = path_in(folder, "one", expected)
+        two = path_in(folder, "two", logits(folder, plain, ids, "--arch", "simd"))
         one, two = read_safetensors(one)["logits"][1], read_safetensors(two)["logits"][1]
         assert max(abs(a - b) for a, b in zip(one, two)) < 2e-5 * max(map(abs, one))
         for again in QUANTISED:
@@ -259,8 +263,8 @@ def test_what_it_is_asked(folder):
     refused(*int4, "--ids", "1,512", naming=["512"])
     refused(*calibrated, "--ids", "1,2", naming="--calibrate")
     refused(*base, "--weights", "int8", "--calibrate", text, naming=["--calibrate", "int4", "int8"])
-    for option, value in (("--context", 0), ("--context", -1), ("--context", 65537), ("--context", "x"), ("--max-tokens", 0),
-                          ("--max-tokens", 1), ("--max-tokens", "1e3")):
+    for option, value in (("--context", 0), ("--context", -1), ("--context", 65537), ("--context", "x"),
+                          ("--max-tokens", 0), ("--max-tokens", 1), ("--max-tokens", "1e3")):
         refused(*calibrated, option, value, naming=option)
     refused("quantize", os.path.join(GOLDEN, "hymba_tiny"), out, "--weights", "int4", "--calibrate", text,
             naming="tokenizer.model")
@@ -327,23 +331,25 @@ def test_a_quantised_file_that_is_damaged(folder):
                 write_header(bad, header, change(header) or data)
             attempt(naming, write)
 
-        def note(text):
-            edit([name, "model.safetensors"], lambda header: header["__metadata__"].update({"hymba.rows." + name: text}))
+        key = "hymba.rows." + name
+
+        def note(text, naming=(name, "model.safetensors")):
+            edit(naming, lambda header: header["__metadata__"].update({key: text}))
 
         def entry(naming, **changes):
             edit(naming, lambda header: header[name].update(changes))
 
         for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
             cut(length)
-        for text in (weights, f"{weights}:", f"{weights}:0", f"{weights}:-32", f"{weights}:32x", f"{weights}: 32", "int2:32",
-                     f"{weights}:32.0", f"{weights}:99999999999999999999", f"{weights}:2147483649", "", ":32", "U8:32",
-                     "int8:" + "9" * 300, f"{weights}:32\n", f"{weights}:1000"):
+        for columns in ("", "0", "-32", "32x", " 32", "32.0", "99999999999999999999", "2147483649", "9" * 300, "32\n",
+                        "1000"):
+            note(f"{weights}:{columns}")
+        for text in (weights, "", ":32", "int2:32", "U8:32"):
             note(text)
         # Rows of as many columns are as long: the architecture tells
         for cols in (31, 33):
-            edit([name, f"[{rows}, {cols}]", f"[{rows}, 32]"],
-                 lambda header: header["__metadata__"].update({"hymba.rows." + name: f"{weights}:{cols}"}))
-        edit(name, lambda header: header.update(__metadata__={k: v for k, v in header["__metadata__"].items() if name not in k}))
+            note(f"{weights}:{cols}", naming=(name, f"[{rows}, {cols}]", f"[{rows}, 32]"))
+        edit(name, lambda header: header["__metadata__"].update({key + "x": header["__metadata__"].pop(key)}))
         entry(name, dtype="I8")
         entry(name, shape=[rows * row])
         entry(name, shape=[rows, row, 1])
@@ -368,7 +374,8 @@ def test_damaged_numbers_harm_nobody(folder):
             ok("inspect", bad)
             for arch in ("simd", "auto"):
                 logits(folder, bad, range(1, 40), "--arch", arch)
-                done = run("generate", "--model", bad, "--prompt", "x", "--arch", arch, "--temperature", 1, "--max-new-tokens", 3)
+                done = run("generate", "--model", bad, "--prompt", "x", "--arch", arch, "--temperature", 1,
+                           "--max-new-tokens", 3)
                 assert done.returncode in (0, 2), done
 
 
