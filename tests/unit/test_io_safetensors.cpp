@@ -233,6 +233,168 @@ TEST_CASE("overlaps and gaps between tensors") {
   CHECK(refuses(two(0, 4, 4, 7), eight, "1 bytes after the last tensor"));
 }
 
+namespace {
+/// What reading tensor "a" of a file says; "" when it is read.
+std::string tensor_refusal(const std::string& header, std::size_t data_bytes) {
+  const Folder folder;
+  write_text(folder.path / "f", with_header(header, std::string(data_bytes, '\x01')));
+  try {
+    const TensorTable table = read_safetensors(folder.path / "f");
+    for (const auto& [name, t] : table.tensors) {
+      CHECK(t.shape[1] >= 1);
+      CHECK(static_cast<std::size_t>(t.shape[0]) * dtype_row_bytes(t.dtype, t.shape[1]) == t.bytes.size());
+    }
+    return "";
+  } catch (const TensorError& e) {
+    const std::string what = e.what();
+    CHECK(what.find('\n') == std::string::npos);
+    CHECK(what.size() < 500);
+    CHECK(what.find("tensor \"a\"") != std::string::npos);
+    return what;
+  }
+}
+/// A header with U8 [rows, bytes of a row] as tensor "a" and `note` as what it is said to hold.
+std::string rows_header(const std::string& note, std::int64_t rows, std::int64_t row, const std::string& dtype = "U8") {
+  return R"({"__metadata__":{"hymba.rows.a":")" + note + R"("},"a":{"dtype":")" + dtype + R"(","shape":[)" +
+         std::to_string(rows) + "," + std::to_string(row) + R"(],"data_offsets":[0,)" + std::to_string(rows * row) +
+         "]}}";
+}
+}  // namespace
+
+TEST_CASE("quantised rows are written and read back as they are") {
+  const Folder folder;
+  for (const DType dtype : {DType::int8, DType::int4}) {
+    for (const std::int64_t cols : {1, 31, 64, 65, 128, 129, 256, 257, 1600, 5000}) {
+      const std::size_t size = 3 * dtype_row_bytes(dtype, cols);
+      std::vector<std::byte> bytes(size);
+      for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(i * 31 + 7);
+      const std::vector<float> vector{1, 2};
+      write_safetensors(folder.path / "f",
+                        std::vector<TensorToWrite>{{"a", dtype, {3, cols}, bytes},
+                                                   {"b", DType::f32, {2}, std::as_bytes(std::span(vector))}},
+                        {{"format", "pt"}});
+      const TensorTable table = read_safetensors(folder.path / "f");
+      const TensorRef& a = *table.find("a");
+      CHECK(a.dtype == dtype);
+      CHECK(a.shape == std::vector<std::int64_t>{3, cols});
+      REQUIRE(a.bytes.size() == size);
+      CHECK(std::equal(bytes.begin(), bytes.end(), a.bytes.begin()));
+      CHECK(reinterpret_cast<std::uintptr_t>(a.bytes.data()) % 64 == 0);  // kernels read whole lines
+      CHECK(table.find("b")->dtype == DType::f32);
+      // Other readers of the format see bytes, and where to look what they mean.
+      const SafetensorsFile file(folder.path / "f");
+      CHECK(file.find("a")->dtype == "U8");
+      CHECK(file.metadata().at("hymba.rows.a") == std::string(dtype_name(dtype)) + ":" + std::to_string(cols));
+      CHECK(file.metadata().size() == 2);
+    }
+    // One byte too many or too few, or not a matrix
+    const std::vector<std::byte> bytes(2 * dtype_row_bytes(dtype, 100) + 1);
+    const std::span<const std::byte> all(bytes);
+    for (const auto& wrong : {TensorToWrite{"a", dtype, {2, 100}, all},
+                              TensorToWrite{"a", dtype, {2, 100}, all.first(all.size() - 2)},
+                              TensorToWrite{"a", dtype, {100}, all.first(all.size() / 2)},
+                              TensorToWrite{"a", dtype, {2, 10, 10}, all.first(all.size() - 1)}}) {
+      CHECK_THROWS_AS(write_safetensors(folder.path / "g", std::vector<TensorToWrite>{wrong}), ArgumentError);
+    }
+    CHECK(folder.files() == 1);
+  }
+}
+
+TEST_CASE("quantised rows that are not what the metadata says") {
+  constexpr std::int64_t of8 = 1664, of4 = 896;  // bytes of a row of 1600 columns
+  static_assert(Int8Rows::row_bytes(1600) == of8 && Int4Rows::row_bytes(1600) == of4);
+  CHECK(tensor_refusal(rows_header("int8:1600", 2, of8), 2 * of8).empty());
+  CHECK(tensor_refusal(rows_header("int4:1600", 2, of4), 2 * of4).empty());
+  CHECK(tensor_refusal(rows_header("int8:0001600", 2, of8), 2 * of8).empty());
+
+  const auto said = [](const std::string& note) { return tensor_refusal(rows_header(note, 2, of8), 2 * of8); };
+  const auto contains = [](const std::string& text, std::string_view part) {
+    const bool found = text.find(part) != std::string::npos;
+    if (!found) MESSAGE(std::string(part) << " is not in: " << text);
+    return found;
+  };
+  for (const char* note :
+       {"", ":", "int8", "int8:", ":1600", "int8 1600", "int8:-1600", "int8:+1600", "int8: 1600", "int8:1600 ",
+        "int8:0", "int8:-0", "int8:1600x", "int8:16e2", "int8:0x640", "int8:1600.0", "int8:1600:2", "int8::1600",
+        "int2:1600", "int88:1600", "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
+        "int8:9223372036854775808", "int8:18446744073709551616", "int8:99999999999999999999999999", "int8:-1",
+        "int8:-9223372036854775808", "int8:1600\\u0000", "int8:\\n1600"}) {
+    CHECK(contains(said(note), "expected int8 or int4 and a number of columns, as in int8:1600"));
+  }
+  CHECK(contains(said(std::string(300, '1')), "is said to hold \"1111"));
+  CHECK(contains(said("int8:" + std::string(300, '1')), "..."));
+  // Columns whose rows are longer or shorter
+  for (const char* note : {"int8:1", "int8:1536", "int8:1601", "int8:2147483648", "int4:1600"}) {
+    CHECK(contains(said(note), "is U8 [2, 1664], but rows of "));
+  }
+  CHECK(contains(tensor_refusal(rows_header("int8:1600", 2, of4), 2 * of4), "are U8 with 1664 bytes each"));
+  CHECK(contains(tensor_refusal(rows_header("int8:1600", 1, 2 * of8), 2 * of8), "is U8 [1, 3328]"));
+  CHECK(contains(tensor_refusal(rows_header("int8:1600", 2, of8 - 1), 2 * (of8 - 1)), "is U8 [2, 1663]"));
+  // As many bytes in another type, or other than two dimensions
+  CHECK(contains(tensor_refusal(rows_header("int8:1600", 2, of8, "I8"), 2 * of8), "is I8 [2, 1664]"));
+  CHECK(contains(tensor_refusal(rows_header("int8:1600", 2, of8, "BOOL"), 2 * of8), "is BOOL"));
+  const std::string note = R"({"__metadata__":{"hymba.rows.a":"int8:1600"},"a":{"dtype":)";
+  const std::string end = R"(,"data_offsets":[0,3328]}})";
+  for (const char* entry : {R"("U8","shape":[3328])", R"("U8","shape":[2,1664,1])", R"("U8","shape":[1,2,1664])",
+                            R"("U8","shape":[1664,2])", R"("F32","shape":[1,832])", R"("F16","shape":[1,1664])",
+                            R"("BF16","shape":[1664])"}) {
+    CHECK(contains(tensor_refusal(note + entry + end, 3328), "but rows of int8:1600 are U8 with 1664 bytes each"));
+  }
+  CHECK(contains(tensor_refusal(note + R"("U8","shape":[],"data_offsets":[0,1]}})", 1), "is U8 []"));
+}
+
+TEST_CASE("metadata of quantised rows counts for the tensor it names alone") {
+  const auto with = [](const std::string& metadata) {
+    return R"({"__metadata__":)" + metadata + R"(,"a":{"dtype":"U8","shape":[1,128],"data_offsets":[0,128]}})";
+  };
+  CHECK(tensor_refusal(with(R"({"hymba.rows.a":"int8:64"})"), 128).empty());
+  // Of a tensor that is not there it says nothing, whatever it says.
+  CHECK(tensor_refusal(with(R"({"hymba.rows.a":"int8:64","hymba.rows.b":"int8:64","hymba.rows.":"x"})"), 128).empty());
+  for (const char* other : {"{}", R"({"hymba.rows.b":"int8:64"})", R"({"hymba.rows.":"int8:64"})",
+                            R"({"hymba.rows.a ":"int8:64"})", R"({"hymba.rows.A":"int8:64"})", R"({"a":"int8:64"})",
+                            R"({"hymba.rows.hymba.rows.a":"int8:64"})"}) {
+    CHECK(tensor_refusal(with(other), 128).find("is U8, expected F32, F16 or BF16") != std::string::npos);
+  }
+  // Twice is once too often, as for every key.
+  CHECK(refuses(with(R"({"hymba.rows.a":"int8:64","hymba.rows.a":"int4:128"})"), std::string(128, 'x'),
+                "the metadata key \"hymba.rows.a\" appears twice"));
+  CHECK(refuses(with(R"({"hymba.rows.a":64})"), std::string(128, 'x'), "is the number 64, expected a string"));
+}
+
+TEST_CASE("a file of quantised rows with any byte of its header changed is refused or valid, never more") {
+  const std::string good = rows_header("int4:129", 2, static_cast<std::int64_t>(Int4Rows::row_bytes(129)));
+  const std::size_t size = 2 * Int4Rows::row_bytes(129);
+  const std::string data(size, 'x');
+  const auto read = [&](const std::string& header) {
+    const std::string file = with_header(header, data);
+    try {
+      const SafetensorsHeader parsed = parse_safetensors(bytes_of(file), "f");
+      for (const SafetensorsEntry& e : parsed.entries) {
+        const auto bytes = bytes_of(file).subspan(static_cast<std::size_t>(parsed.data_begin + e.begin),
+                                                  static_cast<std::size_t>(e.end - e.begin));
+        const TensorRef t = detail::tensor_of(parsed, e, bytes, "f");
+        if (!is_quantised(t.dtype)) continue;
+        REQUIRE(t.shape.size() == 2);
+        CHECK(static_cast<std::size_t>(t.shape[0]) * dtype_row_bytes(t.dtype, t.shape[1]) == bytes.size());
+      }
+      return true;
+    } catch (const FormatError&) {
+    } catch (const TensorError&) {
+    }
+    return false;
+  };
+  REQUIRE(read(good));
+  int accepted = 0;
+  for (std::size_t at = 0; at < good.size(); ++at) {
+    for (int value = 0; value < 256; ++value) {
+      std::string changed = good;
+      changed[at] = static_cast<char>(value);
+      accepted += read(changed) ? 1 : 0;
+    }
+  }
+  CHECK(accepted < static_cast<int>(good.size()) + 300);  // each byte as it was, and columns that take as many bytes
+}
+
 TEST_CASE("a file cut short anywhere is refused") {
   const std::string good = file_text(std::string(HYMBA_TEST_DATA) + "/golden/hymba_tiny/golden.safetensors");
   REQUIRE(refusal_of(good) == "accepted");

@@ -65,12 +65,19 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
 }
 
 /// Reads the checkpoint in `from` and writes it to `to` with its weights in `format`. Files beside the weights (the
-/// tokeniser's) are the caller's to copy.
-/// @throws what open_checkpoint, stored_tensors and save_checkpoint throw.
+/// tokeniser's) are the caller's to copy. Quantised rows become plain numbers again, but not other quantised rows: they
+/// would be rounded twice.
+/// @throws TensorError for a tensor that would be; what open_checkpoint, stored_tensors and save_checkpoint throw.
 inline void quantise_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to, Weights format,
                                 const ColumnImportance& importance = {}) {
   const Checkpoint checkpoint = open_checkpoint(from);
   const auto architecture = architecture_from<DynamicHymba>(checkpoint.description);
+  for (const auto& [name, t] : checkpoint.tensors.tensors) {
+    if (is_quantised(t.dtype) && is_quantised(*detail::stored_as(format))) {
+      throw TensorError(detail::message(from.string(), ": tensor ", detail::quote(name), " is ", dtype_name(t.dtype),
+                                        " already, expected the checkpoint it was quantised from"));
+    }
+  }
   const TensorTable table = stored_tensors(architecture, checkpoint.tensors, from.string(), format, importance);
   std::vector<TensorToWrite> tensors;
   for (const auto& [name, t] : table.tensors) tensors.push_back({name, t.dtype, t.shape, t.bytes});

@@ -308,9 +308,44 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std:
 }
 
 namespace detail {
+
 inline std::string rows_key(std::string_view tensor) { return message("hymba.rows.", tensor); }
 /// The type that the metadata of quantised rows begins with; checked by who reads its number.
 inline DType rows_dtype(std::string_view text) { return text.substr(0, 4) == "int4" ? DType::int4 : DType::int8; }
+
+/// The columns that `text`, the metadata of quantised rows, names; checked against the entry's own rows.
+inline std::int64_t quantised_columns(const SafetensorsEntry& e, const std::string& text, std::string_view file) {
+  std::int64_t cols = 0;
+  const std::size_t colon = text.find(':');
+  const char* const end = text.data() + text.size();
+  const bool typed =
+      colon != std::string::npos && (text.compare(0, colon, "int8") == 0 || text.compare(0, colon, "int4") == 0);
+  const bool number = typed && std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
+  if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
+    throw TensorError(message(file, ": tensor ", quote(e.name), " is said to hold ", quote(text, 40),
+                              ", expected int8 or int4 and a number of columns, as in int8:1600"));
+  }
+  const std::size_t row = dtype_row_bytes(rows_dtype(text), cols);
+  if (e.dtype != "U8" || e.shape.size() != 2 || static_cast<std::uint64_t>(e.shape[1]) != row) {
+    throw TensorError(message(file, ": tensor ", quote(e.name), " is ", e.dtype, ' ', shape_text(e.shape),
+                              ", but rows of ", text, " are U8 with ", row, " bytes each"));
+  }
+  return cols;
+}
+
+/// An entry and its bytes as a model takes it; see SafetensorsFile::tensor.
+inline TensorRef tensor_of(const SafetensorsHeader& header, const SafetensorsEntry& e, std::span<const std::byte> bytes,
+                           std::string_view file) {
+  if (const auto rows = header.metadata.find(rows_key(e.name)); rows != header.metadata.end()) {
+    const std::int64_t cols = quantised_columns(e, rows->second, file);
+    return {rows_dtype(rows->second), {e.shape[0], cols}, bytes};
+  }
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes};
+  }
+  throw TensorError(message(file, ": tensor ", quote(e.name), " is ", e.dtype, ", expected F32, F16 or BF16"));
+}
+
 }  // namespace detail
 
 /// A safetensors file, mapped and checked. Tensors of every dtype of the format; the bytes are the file's own.
@@ -344,44 +379,16 @@ class SafetensorsFile {
   /// The tensor as a model takes it: F32, F16, BF16, or quantised rows, which are U8 [rows, bytes of a row] with their
   /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600").
   /// @throws TensorError when it is neither, or its rows are not as long as the metadata says.
-  TensorRef tensor(const SafetensorsEntry& e) const {
-    if (const auto rows = metadata().find(detail::rows_key(e.name)); rows != metadata().end()) {
-      return {detail::rows_dtype(rows->second), {e.shape.empty() ? 0 : e.shape[0], quantised_columns(e, rows->second)}, bytes(e)};
-    }
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes(e)};
-    }
-    throw TensorError(
-        detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype, ", expected F32, F16 or BF16"));
-  }
+  TensorRef tensor(const SafetensorsEntry& e) const { return detail::tensor_of(header_, e, bytes(e), name_); }
 
  private:
-  /// The columns that `text` names, when the entry's rows have as many.
-  std::int64_t quantised_columns(const SafetensorsEntry& e, const std::string& text) const {
-    std::int64_t cols = 0;
-    const std::size_t colon = text.find(':');
-    const char* const end = text.data() + text.size();
-    const bool number = colon != std::string::npos && (text.compare(0, colon, "int8") == 0 || text.compare(0, colon, "int4") == 0) &&
-                        std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
-    if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
-      throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is said to hold ", detail::quote(text, 40),
-                                        ", expected int8 or int4 and a number of columns, as in int8:1600"));
-    }
-    const std::size_t row = dtype_row_bytes(detail::rows_dtype(text), cols);
-    if (e.dtype != "U8" || e.shape.size() != 2 || static_cast<std::uint64_t>(e.shape[1]) != row) {
-      throw TensorError(detail::message(name_, ": tensor ", detail::quote(e.name), " is ", e.dtype, ' ', shape_text(e.shape),
-                                        ", but rows of ", text, " are U8 with ", row, " bytes each"));
-    }
-    return cols;
-  }
-
   std::string name_;
   std::shared_ptr<const FileMap> map_;
   SafetensorsHeader header_;
 };
 
 /// Every tensor of a file; the table keeps the mapping alive.
-/// @throws IoError, FormatError; TensorError when a tensor is not F32, F16 or BF16.
+/// @throws IoError, FormatError; what SafetensorsFile::tensor throws.
 inline TensorTable read_safetensors(const std::filesystem::path& path) {
   const SafetensorsFile file(path);
   TensorTable table;
