@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one file that includes xsimd. It hides the differences between xsimd 8 and later versions, and adds the few
-// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats, their inverse, widening
-// loads of bytes and halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics are chosen by the register type of `A` and by what
-// the translation unit is compiled for; every one has a portable version behind it.
+// operations that kernels need and xsimd does not have: widening loads of the 16-bit formats and of bytes, their
+// inverses, widening loads of halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics
+// are chosen by the register type of `A` and by what the translation unit is compiled for; every one has a portable
+// version behind it.
 #pragma once
 
 #include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
 #include <hymba/exec/arch.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -435,6 +437,9 @@ HYMBA_ALWAYS_INLINE floats<A> load_partial(const T* from, std::int64_t count) {
     if constexpr (std::is_same_v<T, float>) return floats<A>(_mm512_maskz_loadu_ps(mask, from));
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     if constexpr (detail::is_half<T>) return floats<A>(detail::widen(_mm256_maskz_loadu_epi16(mask, from), T{}));
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+      return floats<A>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from))));
+    }
 #endif
   }
 #endif
@@ -457,6 +462,23 @@ HYMBA_ALWAYS_INLINE void store(Half* to, const floats<A>& v) {
     alignas(64) float wide[static_cast<std::size_t>(lanes<A>)];
     v.store_aligned(wide);
     for (std::int64_t i = 0; i < lanes<A>; ++i) to[i] = Half(wide[i]);
+  }
+}
+
+/// Stores lanes<A> numbers from -128 to 127 as signed bytes, rounded to nearest even.
+template <class A>
+HYMBA_ALWAYS_INLINE void store_bytes(std::int8_t* to, const floats<A>& v) {
+#if defined(__AVX512F__)
+  if constexpr (detail::is_m512<A>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.data)));
+    return;
+  }
+#endif
+  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum.
+  alignas(64) float sum[static_cast<std::size_t>(lanes<A>)];
+  (v + broadcast<A>(0x1.8p23f)).store_aligned(sum);
+  for (std::int64_t i = 0; i < lanes<A>; ++i) {
+    to[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(sum[i])));
   }
 }
 

@@ -95,6 +95,20 @@ HYMBA_ALWAYS_INLINE __m512i load_row(const bf16* from, std::int64_t count) {
   }
 }
 
+/// Signed bytes are exact in bf16.
+template <bool Partial>
+HYMBA_ALWAYS_INLINE __m512i load_row(const std::int8_t* from, std::int64_t count) {
+  __m256i bytes;
+  if constexpr (Partial) {
+    const std::uint64_t mask = count >= 32 ? 0xffffffffu : (std::uint64_t{1} << count) - 1u;
+    bytes = _mm256_maskz_loadu_epi8(static_cast<__mmask32>(mask), from);
+  } else {
+    bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  }
+  return narrow(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes))),
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1))));
+}
+
 /// 16 numbers and 16 more as 16 pairs.
 HYMBA_ALWAYS_INLINE __m512i interleave(__m512i rows) {
   alignas(64) static constexpr std::uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
