@@ -8,6 +8,7 @@
 #include "model_support.hpp"
 
 #include <cstdlib>
+#include <cstring>
 #include <random>
 
 using namespace hymba;
@@ -65,6 +66,10 @@ std::vector<float> last_row(const std::vector<float>& logits, std::size_t row, s
 TEST_CASE("chunked reading equals one pass: f32 cache") { check_chunks<Cpu<Weights::f32, Cache::f32>>(); }
 TEST_CASE("chunked reading equals one pass: f16 cache") { check_chunks<Cpu<Weights::f32, Cache::f16>>(); }
 TEST_CASE("chunked reading equals one pass: bf16 cache and weights") { check_chunks<Cpu<Weights::bf16, Cache::bf16>>(); }
+TEST_CASE("chunked reading equals one pass: int8 cache") { check_chunks<Cpu<Weights::f32, Cache::int8>>(); }
+TEST_CASE("chunked reading equals one pass: int8 cache, plain loops") {
+  check_chunks<Cpu<Weights::f32, Cache::int8, arch::scalar, Serial>>();
+}
 
 TEST_CASE("prefill and decode give the logits of evaluate") {
   for_goldens<Cpu<Weights::f32>>(varied, [](const auto& model, const Golden& golden) {
@@ -98,8 +103,9 @@ TEST_CASE("a larger max_context changes nothing") {
   });
 }
 
-TEST_CASE("a snapshot at any position continues bit for bit, also with another max_context") {
-  for_goldens<Cpu<Weights::f32, Cache::bf16>>(varied, [](const auto& model, const Golden& golden) {
+TEST_CASE_TEMPLATE("a snapshot at any position continues bit for bit, also with another max_context", P,
+                   Cpu<Weights::f32, Cache::bf16>, Cpu<Weights::f32, Cache::int8>) {
+  for_goldens<P>(varied, [](const auto& model, const Golden& golden) {
     const std::span<const Token> ids = golden.ids;
     const std::size_t n = ids.size();
     for (const std::size_t at : {std::size_t{0}, std::size_t{1}, n / 3, n - 2, n - 1}) {
@@ -155,7 +161,51 @@ TEST_CASE("damaged, foreign and oversized snapshots are refused") {
   const auto other = Model<DynamicHymba, Cpu<Weights::f32>>::open(golden_root() / "no_sharing");
   CHECK_THROWS_AS(other.restore(blob, {.max_context = 64, .threads = 1}), SnapshotError);
   const auto half = Model<DynamicHymba, Cpu<Weights::f32, Cache::f16>>::open(golden_root() / "hymba_tiny");
-  CHECK_THROWS_AS(half.restore(blob, {.max_context = 64, .threads = 1}), SnapshotError);
+  CHECK_THROWS_WITH_AS(half.restore(blob, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"f32\", this model's in \"f16\"", SnapshotError);
+}
+
+TEST_CASE("an int8 snapshot is refused by other caches, and its damaged rows are numbers") {
+  const auto model = Model<DynamicHymba, Cpu<Weights::f32, Cache::int8>>::open(golden_root() / "hymba_tiny");
+  const auto whole = Model<DynamicHymba, Cpu<Weights::f32>>::open(golden_root() / "hymba_tiny");
+  const Golden golden = read_golden(golden_root() / "hymba_tiny");
+  auto session = model.session({.max_context = 64, .threads = 1});
+  session.prefill(golden.ids);
+  const std::vector<std::byte> blob = session.snapshot();
+  CHECK_THROWS_WITH_AS(whole.restore(blob, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"int8\", this model's in \"f32\"", SnapshotError);
+  auto wide = whole.session({.max_context = 64, .threads = 1});
+  wide.prefill(golden.ids);
+  CHECK_THROWS_WITH_AS(model.restore(wide.snapshot(), {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"f32\", this model's in \"int8\"", SnapshotError);
+  auto named = blob;
+  named[12] = std::byte{7};
+  CHECK_THROWS_WITH_AS(model.restore(named, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"\\x07nt8\", this model's in \"int8\"", SnapshotError);
+
+  // Whatever bytes a blob with a right header holds behind the logits, reading on neither crashes nor hangs.
+  std::mt19937 random(11);
+  const std::size_t header = sizeof(detail::SnapshotHeader);
+  const std::size_t state = header + sizeof(std::int64_t) + golden.ids.size() * sizeof(Token) + sizeof(SamplerState) +
+                            sizeof(std::uint64_t) + session.logits().size() * sizeof(float);
+  for (int i = 0; i < 20; ++i) {
+    detail::SnapshotWriter writer(blob.size());
+    auto bad = blob;
+    for (std::size_t at = state; at < bad.size(); ++at) bad[at] = static_cast<std::byte>(random() & 255u);
+    writer.bytes(bad.data() + header, bad.size() - header);
+    detail::SnapshotHeader said{};
+    std::memcpy(&said, blob.data(), header);
+    auto restored = model.restore(std::move(writer).finish(said.fingerprint, "int8"), {.max_context = 64, .threads = 1});
+    CHECK(restored.position() == static_cast<std::int64_t>(golden.ids.size()));
+    restored.decode(1);
+  }
+}
+
+TEST_CASE("int8 caches take half the bytes of 16-bit ones and little of the accuracy") {
+  for_goldens<Cpu<Weights::f32, Cache::int8>>(varied, [](const auto& model, const Golden& golden) {
+    // A number is off by 2^-8 of its row's largest at most, in f16 caches of such models by 2^-12 of itself.
+    CHECK(relative_error(full_pass(model, golden.ids, room_for(golden.ids.size())), golden.logits) < 0.1);
+  });
 }
 
 TEST_CASE("past max_context: a clear error, and the session stays usable") {
