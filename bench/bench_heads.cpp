@@ -81,31 +81,33 @@ std::vector<float> random_floats(std::int64_t n, float mean = 0.0f, float scale 
   return v;
 }
 
-/// One layer's cache of `length` positions, several times over, so that no copy is still in a processor's cache.
+/// One layer's cache of `length` positions, several times over, so that no copy is still in a processor's cache. Aligned
+/// as a session's is.
 template <class Element>
 struct Caches {
   std::int64_t length, copies;
-  std::vector<Element> keys, values;
+  AlignedBuffer memory;
+  Element *keys, *values;
   std::vector<RowScale> scales;  ///< of keys and of values, where rows have them
 
   explicit Caches(std::int64_t n) : length(n) {
     const std::int64_t one = n * position_bytes;
     copies = std::max<std::int64_t>(1, (std::int64_t{256} << 20) / one);
     const auto source = random_floats(8191);
-    keys.resize(static_cast<std::size_t>(copies * n * G * dk));
-    values.resize(static_cast<std::size_t>(copies * n * G * dv));
+    const std::int64_t key_count = copies * n * G * dk, value_count = copies * n * G * dv;
+    memory = AlignedBuffer(static_cast<std::size_t>(key_count + value_count) * sizeof(Element));
+    keys = reinterpret_cast<Element*>(memory.data());
+    values = keys + key_count;
     // Bytes as they are after a row's largest has become 127, and the scale that undoes it.
     constexpr float unit = scaled_rows<Element> ? 40.0f : 1.0f;
-    const auto stored = [&](std::size_t i) {
-      return static_cast<Element>(std::clamp(unit * source[i % source.size()], -127.0f, 127.0f));
-    };
-    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = stored(i);
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = stored(i);
+    std::vector<Element> stored;
+    for (const float x : source) stored.push_back(static_cast<Element>(std::clamp(unit * x, -127.0f, 127.0f)));
+    for (std::int64_t i = 0; i < key_count + value_count; ++i) keys[i] = stored[static_cast<std::size_t>(i) % stored.size()];
     if (scaled_rows<Element>) scales.assign(static_cast<std::size_t>(copies * n * G), RowScale(1.0f / unit));
   }
   KeyValueSegment<Element> segment(std::int64_t copy, std::int64_t row, std::int64_t first, std::int64_t count) const {
-    KeyValueSegment<Element> s{keys.data() + copy * length * G * dk + row * dk,
-                               values.data() + copy * length * G * dv + row * dv,
+    KeyValueSegment<Element> s{keys + copy * length * G * dk + row * dk,
+                               values + copy * length * G * dv + row * dv,
                                length * dk,
                                length * dv,
                                first,

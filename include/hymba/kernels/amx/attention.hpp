@@ -223,20 +223,43 @@ struct AttentionTiles {
     const E* const from = rows_at(
         t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.keys(s, p); },
         w.template rows<E>());
-    for (std::int64_t d = 0; d < width; d += tile_depth) {
-      for (std::int64_t k = 0; k < step; k += tile_rows, to += tile_size) {
-        next.fetch();
-        if (width - d >= tile_depth) {
-          pack_tile<Depth::along, true, false>(from + k * width + d, width, tile_rows, tile_depth, to);
-        } else {
-          pack_tile<Depth::along, true, true>(from + k * width + d, width, tile_rows, width - d, to);
+    if constexpr (scaled_rows<E>) {
+      for (std::int64_t d = 0; d < width; d += 2 * tile_depth, to += 4 * tile_size) {
+        for (std::int64_t k = 0; k < step; k += tile_rows) {
+          next.fetch();
+          next.fetch();
+          bf16* const tile = to + k / tile_rows * tile_size;
+          if (width - d >= 2 * tile_depth) {
+            pack_bytes_transposed<false>(from + k * width + d, width, 2 * tile_depth, tile, 2 * tile_size);
+          } else {
+            pack_bytes_transposed<true>(from + k * width + d, width, width - d, tile, 2 * tile_size);
+          }
+        }
+      }
+    } else {
+      for (std::int64_t d = 0; d < width; d += tile_depth) {
+        for (std::int64_t k = 0; k < step; k += tile_rows, to += tile_size) {
+          next.fetch();
+          if (width - d >= tile_depth) {
+            pack_tile<Depth::along, true, false>(from + k * width + d, width, tile_rows, tile_depth, to);
+          } else {
+            pack_tile<Depth::along, true, true>(from + k * width + d, width, tile_rows, width - d, to);
+          }
         }
       }
     }
   }
   /// 32 columns of two rows of values as pairs, 16 of them in each of two tiles.
-  template <bool Partial, class E>
-  static HYMBA_ALWAYS_INLINE void pack_pairs(const E* even, const E* odd, std::int64_t columns, bf16* left,
+  template <bool Partial>
+  static HYMBA_ALWAYS_INLINE void pack_pairs(const std::int8_t* even, const std::int8_t* odd, std::int64_t columns,
+                                             bf16* left, bf16* right) {
+    _mm512_store_si512(left, pairs_of(load_integers<Partial>(even, columns), load_integers<Partial>(odd, columns)));
+    if (Partial && columns <= tile_rows) return;
+    _mm512_store_si512(right, pairs_of(load_integers<Partial>(even + tile_rows, columns - tile_rows),
+                                       load_integers<Partial>(odd + tile_rows, columns - tile_rows)));
+  }
+  template <bool Partial>
+  static HYMBA_ALWAYS_INLINE void pack_pairs(const bf16* even, const bf16* odd, std::int64_t columns, bf16* left,
                                              bf16* right) {
     // Interleaving works within quarters of a vector: the row's first half goes to the low halves of the quarters.
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
