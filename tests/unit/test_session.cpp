@@ -5,6 +5,9 @@
 //
 // Tolerance: the ways differ only in how sums are grouped, so each stays as close to the others as the f32 pass is to
 // the oracle (2e-5 of the largest logit), whatever the cache format: what is read back from the cache is the same number.
+#include <hymba/exec/amx.hpp>
+#include <hymba/kernels/amx/gemm.hpp>
+
 #include "model_support.hpp"
 
 #include <cstdlib>
@@ -56,6 +59,38 @@ void check_chunks() {
   });
 }
 
+/// A session restored or forked after some tokens goes on exactly as the one it came from, with more room too.
+template <class P>
+void check_snapshots() {
+  for_goldens<P>(varied, [](const auto& model, const Golden& golden) {
+    const std::span<const Token> ids = golden.ids;
+    const std::size_t n = ids.size();
+    for (const std::size_t at : {std::size_t{0}, std::size_t{1}, n / 3, n - 2, n - 1}) {
+      CAPTURE(at);
+      auto session = model.session(room_for(n));
+      session.configure({.temperature = 0.8f, .seed = 5});
+      session.prefill(ids.first(at));
+      if (at > 0) session.sample();  // the generator has moved on
+      const std::vector<std::byte> blob = session.snapshot();
+      auto restored = model.restore(blob, {.max_context = static_cast<std::int64_t>(2 * n), .threads = 1});
+      auto forked = session.fork();
+      CHECK(std::vector<Token>(restored.tokens().begin(), restored.tokens().end()) ==
+            std::vector<Token>(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(at)));
+      CHECK(restored.snapshot() == blob);
+      CHECK(forked.snapshot() == blob);
+      for (std::size_t i = at; i < n; ++i) {
+        const auto expected = session.decode(ids[i]);
+        const std::vector<float> want(expected.begin(), expected.end());
+        const auto got = restored.decode(ids[i]);
+        REQUIRE(std::vector<float>(got.begin(), got.end()) == want);
+        const auto other = forked.decode(ids[i]);
+        REQUIRE(std::vector<float>(other.begin(), other.end()) == want);
+        REQUIRE(session.sample() == restored.sample());
+      }
+    }
+  });
+}
+
 std::vector<float> last_row(const std::vector<float>& logits, std::size_t row, std::size_t vocabulary) {
   return {logits.begin() + static_cast<std::ptrdiff_t>(row * vocabulary),
           logits.begin() + static_cast<std::ptrdiff_t>((row + 1) * vocabulary)};
@@ -69,6 +104,17 @@ TEST_CASE("chunked reading equals one pass: bf16 cache and weights") { check_chu
 TEST_CASE("chunked reading equals one pass: int8 cache") { check_chunks<Cpu<Weights::f32, Cache::int8>>(); }
 TEST_CASE("chunked reading equals one pass: int8 cache, plain loops") {
   check_chunks<Cpu<Weights::f32, Cache::int8, arch::scalar, Serial>>();
+}
+
+TEST_CASE("on tiles: chunked reading equals one pass, snapshots continue bit for bit, int8 cache") {
+#if defined(HYMBA_AMX)
+  if (!amx_available()) return;
+  using P = Cpu<Weights::bf16, Cache::int8, arch::amx<arch::best>>;
+  check_chunks<P>();
+  check_snapshots<P>();
+#else
+  MESSAGE("not compiled for AMX: sessions on tiles are not tested");
+#endif
 }
 
 TEST_CASE("prefill and decode give the logits of evaluate") {
@@ -105,33 +151,7 @@ TEST_CASE("a larger max_context changes nothing") {
 
 TEST_CASE_TEMPLATE("a snapshot at any position continues bit for bit, also with another max_context", P,
                    Cpu<Weights::f32, Cache::bf16>, Cpu<Weights::f32, Cache::int8>) {
-  for_goldens<P>(varied, [](const auto& model, const Golden& golden) {
-    const std::span<const Token> ids = golden.ids;
-    const std::size_t n = ids.size();
-    for (const std::size_t at : {std::size_t{0}, std::size_t{1}, n / 3, n - 2, n - 1}) {
-      CAPTURE(at);
-      auto session = model.session(room_for(n));
-      session.configure({.temperature = 0.8f, .seed = 5});
-      session.prefill(ids.first(at));
-      if (at > 0) session.sample();  // the generator has moved on
-      const std::vector<std::byte> blob = session.snapshot();
-      auto restored = model.restore(blob, {.max_context = static_cast<std::int64_t>(2 * n), .threads = 1});
-      auto forked = session.fork();
-      CHECK(std::vector<Token>(restored.tokens().begin(), restored.tokens().end()) ==
-            std::vector<Token>(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(at)));
-      CHECK(restored.snapshot() == blob);
-      CHECK(forked.snapshot() == blob);
-      for (std::size_t i = at; i < n; ++i) {
-        const auto expected = session.decode(ids[i]);
-        const std::vector<float> want(expected.begin(), expected.end());
-        const auto got = restored.decode(ids[i]);
-        REQUIRE(std::vector<float>(got.begin(), got.end()) == want);
-        const auto other = forked.decode(ids[i]);
-        REQUIRE(std::vector<float>(other.begin(), other.end()) == want);
-        REQUIRE(session.sample() == restored.sample());
-      }
-    }
-  });
+  check_snapshots<P>();
 }
 
 TEST_CASE("damaged, foreign and oversized snapshots are refused") {
