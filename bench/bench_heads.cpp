@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The operations between the projections on the shapes of Hymba-1.5B: attention (prefill in chunks of 512 and 2048, and
-// decode; global and window layers; caches in f32, f16 and bf16, the last also on AMX tiles), selective scan beside its
-// plain loop, convolution, norms, rotary embedding, SwiGLU.
+// decode; global and window layers; caches in f32, f16, bf16 and int8, the last two also on AMX tiles), selective scan
+// beside its plain loop, convolution, norms, rotary embedding, SwiGLU.
 //
 // Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth
 // that this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
@@ -81,29 +81,47 @@ std::vector<float> random_floats(std::int64_t n, float mean = 0.0f, float scale 
   return v;
 }
 
-/// One layer's cache of `length` positions, several times over, so that no copy is still in a processor's cache.
+/// One layer's cache of `length` positions, several times over, so that no copy is still in a processor's cache. Aligned
+/// as a session's is.
 template <class Element>
 struct Caches {
   std::int64_t length, copies;
-  std::vector<Element> keys, values;
+  AlignedBuffer memory;
+  Element *keys, *values;
+  std::vector<RowScale> scales;  ///< of keys and of values, where rows have them
 
   explicit Caches(std::int64_t n) : length(n) {
-    const std::int64_t one = n * G * (dk + dv) * static_cast<std::int64_t>(sizeof(Element));
+    const std::int64_t one = n * position_bytes;
     copies = std::max<std::int64_t>(1, (std::int64_t{256} << 20) / one);
     const auto source = random_floats(8191);
-    keys.resize(static_cast<std::size_t>(copies * n * G * dk));
-    values.resize(static_cast<std::size_t>(copies * n * G * dv));
-    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = Element(source[i % source.size()]);
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = Element(source[i % source.size()]);
+    const std::int64_t key_count = copies * n * G * dk, value_count = copies * n * G * dv;
+    memory = AlignedBuffer(static_cast<std::size_t>(key_count + value_count) * sizeof(Element));
+    keys = reinterpret_cast<Element*>(memory.data());
+    values = keys + key_count;
+    // Bytes as they are after a row's largest has become 127, and the scale that undoes it.
+    constexpr float unit = scaled_rows<Element> ? 40.0f : 1.0f;
+    std::vector<Element> stored;
+    for (const float x : source) stored.push_back(static_cast<Element>(std::clamp(unit * x, -127.0f, 127.0f)));
+    for (std::int64_t i = 0; i < key_count + value_count; ++i) keys[i] = stored[static_cast<std::size_t>(i) % stored.size()];
+    if (scaled_rows<Element>) scales.assign(static_cast<std::size_t>(copies * n * G), RowScale(1.0f / unit));
   }
   KeyValueSegment<Element> segment(std::int64_t copy, std::int64_t row, std::int64_t first, std::int64_t count) const {
-    return {keys.data() + copy * length * G * dk + row * dk,
-            values.data() + copy * length * G * dv + row * dv,
-            length * dk,
-            length * dv,
-            first,
-            count};
+    KeyValueSegment<Element> s{keys + copy * length * G * dk + row * dk,
+                               values + copy * length * G * dv + row * dv,
+                               length * dk,
+                               length * dv,
+                               first,
+                               count};
+    if (scaled_rows<Element>) {
+      s.key_scales = s.value_scales = scales.data() + copy * length * G + row;
+      s.scale_head_stride = length;
+    }
+    return s;
   }
+  /// Bytes of keys and values.
+  static constexpr std::int64_t position_bytes =
+      G * ((dk + dv) * static_cast<std::int64_t>(cache_element_bytes<Element>.element) +
+           2 * static_cast<std::int64_t>(cache_element_bytes<Element>.row));
 };
 
 /// `rows` tokens behind `past` others; a window layer's cache holds what is visible only.
@@ -142,7 +160,7 @@ void attention(benchmark::State& state, std::int64_t past, std::int64_t rows, bo
     copy = (copy + 1) % caches.copies;
     benchmark::ClobberMemory();
   }
-  const double bytes = static_cast<double>(held) * G * (dk + dv) * sizeof(Element);
+  const auto bytes = static_cast<double>(held * Caches<Element>::position_bytes);
   meter.report(rows == 1 ? bytes : 0, 2 * seen * H * (dk + dv));
 }
 
@@ -290,9 +308,11 @@ int main(int argc, char** argv) {
   add_attention<arch::best, float>("f32");
   add_attention<arch::best, f16>("f16");
   add_attention<arch::best, bf16>("bf16");
+  add_attention<arch::best, std::int8_t>("int8");
 #if defined(HYMBA_AMX)
   if (amx_available()) {
     add_attention<arch::amx<arch::best>, bf16>("bf16_amx");
+    add_attention<arch::amx<arch::best>, std::int8_t>("int8_amx");
   } else {
     std::fprintf(stderr, "no AMX on this machine: attention on tiles is left out\n");
   }

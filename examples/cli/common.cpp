@@ -24,6 +24,7 @@
 #include <cstring>
 #include <limits>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #if !defined(_WIN32)
@@ -72,7 +73,9 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
                   "Weights in memory. Default: as every matrix of the checkpoint is stored, else f32, so that nothing is "
                   "lost")
       ->type_name("f32|f16|bf16|int8|int4");
-  command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16");
+  command
+      .add_option("--cache", o.cache, "Keys and values in memory. Default: f32")
+      ->type_name("f32|f16|bf16|int8");
   command
       .add_option("--arch", o.arch,
                   "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
@@ -119,7 +122,26 @@ void add_sampling(CLI::App& command, SamplingArguments& a) {
 std::string name_of(hymba::Weights w) {
   return hymba::detail::with_format(w, [](auto format) { return std::string(hymba::weight_format<format()>::name); });
 }
-std::string name_of(hymba::Cache c) { return c == hymba::Cache::f32 ? "f32" : c == hymba::Cache::f16 ? "f16" : "bf16"; }
+namespace {
+/// `use(std::integral_constant<Cache, C>)` for the C that `c` is.
+template <class Use>
+auto with_cache(hymba::Cache c, Use&& use) {
+  switch (c) {
+    case hymba::Cache::f16:
+      return use(std::integral_constant<hymba::Cache, hymba::Cache::f16>{});
+    case hymba::Cache::bf16:
+      return use(std::integral_constant<hymba::Cache, hymba::Cache::bf16>{});
+    case hymba::Cache::int8:
+      return use(std::integral_constant<hymba::Cache, hymba::Cache::int8>{});
+    default:
+      return use(std::integral_constant<hymba::Cache, hymba::Cache::f32>{});
+  }
+}
+}  // namespace
+
+std::string name_of(hymba::Cache c) {
+  return with_cache(c, [](auto format) { return std::string(hymba::cache_format<format()>::name); });
+}
 hymba::Weights weights_named(std::string_view name) {
   for (const auto w : {hymba::Weights::f32, hymba::Weights::f16, hymba::Weights::bf16, hymba::Weights::int8,
                        hymba::Weights::int4}) {
@@ -128,10 +150,10 @@ hymba::Weights weights_named(std::string_view name) {
   throw UsageError(message("--weights is ", quoted(name), ", expected f32, f16, bf16, int8 or int4"));
 }
 hymba::Cache cache_named(std::string_view name) {
-  for (const auto c : {hymba::Cache::f32, hymba::Cache::f16, hymba::Cache::bf16}) {
+  for (const auto c : {hymba::Cache::f32, hymba::Cache::f16, hymba::Cache::bf16, hymba::Cache::int8}) {
     if (name == name_of(c)) return c;
   }
-  throw UsageError(message("--cache is ", quoted(name), ", expected f32, f16 or bf16"));
+  throw UsageError(message("--cache is ", quoted(name), ", expected f32, f16, bf16 or int8"));
 }
 
 // ---- model and tokeniser
@@ -149,7 +171,11 @@ std::size_t machine_memory() {
 #endif
 }
 
-std::size_t cache_element_bytes(hymba::Cache c) { return c == hymba::Cache::f32 ? 4 : 2; }
+hymba::CacheElementBytes element_bytes(hymba::Cache c) {
+  return with_cache(c, [](auto format) {
+    return hymba::cache_element_bytes<typename hymba::cache_format<format()>::element>;
+  });
+}
 
 /// The format of weights in which every matrix of a checkpoint is used where it lies; f32 when there is none.
 hymba::Weights stored_format(const AnyArchitecture& a, const hymba::TensorTable& table) {
@@ -183,14 +209,8 @@ std::size_t converted_bytes(const AnyArchitecture& a, const hymba::TensorTable& 
 template <hymba::Weights W>
 std::unique_ptr<AnyModel> make_with(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
                                     const std::string& source) {
-  switch (formats.cache) {
-    case hymba::Cache::f16:
-      return make_model<W, hymba::Cache::f16>(formats.path, a, std::move(table), source);
-    case hymba::Cache::bf16:
-      return make_model<W, hymba::Cache::bf16>(formats.path, a, std::move(table), source);
-    default:
-      return make_model<W, hymba::Cache::f32>(formats.path, a, std::move(table), source);
-  }
+  return with_cache(formats.cache,
+                    [&](auto c) { return make_model<W, c()>(formats.path, a, std::move(table), source); });
 }
 
 std::unique_ptr<AnyModel> make_in(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
@@ -334,18 +354,17 @@ OpenModel open_model(const CommonOptions& o, const std::optional<Formats>& saved
 }
 
 std::size_t OpenModel::cache_bytes(std::int64_t max_context) const {
-  return hymba::cache_bytes(architecture, cache_element_bytes(formats.cache), max_context);
+  return hymba::cache_bytes(architecture, element_bytes(formats.cache), max_context);
 }
 
 double OpenModel::cache_read_bytes(std::int64_t context) const {
-  double elements = 0;
+  double positions = 0;
   for (int i = 0; i < architecture.layers; ++i) {
     if (!architecture.plan[i].has_attention()) continue;
-    elements +=
-        static_cast<double>(hymba::cached_positions(architecture.plan[i].window, architecture.meta_tokens(), context)) *
-        (architecture.attention.keys_width() + architecture.attention.values_width());
+    positions +=
+        static_cast<double>(hymba::cached_positions(architecture.plan[i].window, architecture.meta_tokens(), context));
   }
-  return elements * static_cast<double>(cache_element_bytes(formats.cache));
+  return positions * static_cast<double>(hymba::position_bytes(architecture, element_bytes(formats.cache)));
 }
 
 std::unique_ptr<AnySession> OpenModel::session(SessionSettings settings, std::span<const std::byte> blob) const {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // hymba inspect: what a folder holds, what it costs, and its C++ type. Works without weights.
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/error.hpp>
 #include <hymba/core/tensor_check.hpp>
 #include <hymba/io/architecture_from.hpp>
@@ -51,6 +52,9 @@ std::int64_t layer_parameters(const AnyArchitecture& a, int i) {
   hymba::for_each_layer_tensor(a, i, [&](hymba::Part, const hymba::TensorSpec& t) { total += t.elements(); });
   return total;
 }
+
+constexpr hymba::CacheElementBytes bytes_in_int8 =
+    hymba::cache_element_bytes<hymba::cache_format<hymba::Cache::int8>::element>;
 
 /// Everything inspect knows, computed before anything is printed.
 struct Inspection {
@@ -143,6 +147,7 @@ OrderedJson as_json(const Inspection& x, bool tensors) {
   for (const std::int64_t context : x.contexts) {
     costs.push_back({{"context", context},
                      {"cache_bytes", hymba::cache_bytes(a, 2, context)},
+                     {"cache_bytes_int8", hymba::cache_bytes(a, bytes_in_int8, context)},
                      {"transformer_cache_bytes", hymba::transformer_cache_bytes(a, 2, context)}});
   }
   out["cache_element_bytes"] = 2;
@@ -241,12 +246,13 @@ std::string as_text(const Inspection& x, bool tensors) {
   }
   out += layers.text();
 
-  out += "\nkeys and values of one session, in 16 bits\n";
-  Table costs({"context", "this model", "equal transformer", "ratio"});
+  out += "\nkeys and values of one session, in 16 bits and in int8\n";
+  Table costs({"context", "this model", "equal transformer", "ratio", "in int8"});
   for (const std::int64_t context : x.contexts) {
     const std::size_t mine = hymba::cache_bytes(a, 2, context), its = hymba::transformer_cache_bytes(a, 2, context);
     costs.add({grouped(context), bytes_text(mine), bytes_text(its),
-               mine > 0 ? fixed(static_cast<double>(its) / static_cast<double>(mine), 2) : "-"});
+               mine > 0 ? fixed(static_cast<double>(its) / static_cast<double>(mine), 2) : "-",
+               bytes_text(hymba::cache_bytes(a, bytes_in_int8, context))});
   }
   out += costs.text();
   out += "  recurrent state of one session, in f32: " + bytes_text(hymba::state_bytes(a)) + '\n';

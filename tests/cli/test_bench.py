@@ -46,7 +46,7 @@ def test_text_and_lists(folder):
     text = ok("bench", "--model", MODEL, "--prefill", "none", "--depths", "7,0,7", "--repetitions", 1, "--quiet").decode()
     assert "of bandwidth" in text and "of peak" not in text and "142,060 parameters" in text, text
     assert [line.split()[0] for line in text.rstrip().split("\n")[-2:]] == ["0", "7"], text
-    for weights, cache in (("f32", "f16"), ("bf16", "bf16")):
+    for weights, cache in (("f32", "f16"), ("bf16", "bf16"), ("bf16", "int8")):
         told = ok_json("bench", "--model", MODEL, "--prefill", 3, "--depths", "none", "--repetitions", 1, "--json",
                        "--weights", weights, "--cache", cache)
         check(told, [3], [])

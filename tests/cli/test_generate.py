@@ -111,7 +111,14 @@ def test_saved_session_goes_on_exactly(folder):
     f16 = os.path.join(folder, "c.session")
     ok(*BASE, "--cache", "f16", "--save-session", f16)
     assert ok_json("generate", "--model", MODEL, "--load-session", f16, "--json", "--max-new-tokens", 1)["cache"] == "f16"
-    refused("generate", "--model", MODEL, "--load-session", f16, "--cache", "f32", naming="another model")
+    refused("generate", "--model", MODEL, "--load-session", f16, "--cache", "f32", naming=["f16", "f32"])
+    # int8 goes on where it was, too, and is no other format
+    int8 = os.path.join(folder, "d.session")
+    one = ok_json(*BASE, "--cache", "int8", "--save-session", int8, "--json")
+    assert one["cache"] == "int8" and one["cache_bytes"] < whole["cache_bytes"] // 3
+    assert ok_json("generate", "--model", MODEL, "--load-session", int8, "--json", "--max-new-tokens", 1)["cache"] == "int8"
+    for cache in ("f32", "bf16"):
+        refused("generate", "--model", MODEL, "--load-session", int8, "--cache", cache, naming=["int8", cache])
     with open(saved, "rb") as file:
         content = bytearray(file.read())
     for at in (3, 20, len(content) // 2, len(content) - 1):

@@ -35,9 +35,10 @@ def test_config_alone(folder):
     assert sorted(rows) == [1024, 2048, 8192, 32768, 131072]
     assert 78_000_000 < rows[8192]["cache_bytes"] < 80_000_000
     assert rows[8192]["transformer_cache_bytes"] == 8192 * 5 * (64 + 128) * 32 * 2
+    assert rows[8192]["cache_bytes_int8"] * 2 == rows[8192]["cache_bytes"] // (64 + 128) * (64 + 128 + 2 * 2)
     assert told["state_bytes"] == 32 * (3 + 16) * 3200 * 4
     text = ok("inspect", folder).decode()
-    for part in ("1,522,797,824", "window 1024", "of layer 16", "131,072", "78.9 MB", "none in this folder"):
+    for part in ("1,522,797,824", "window 1024", "of layer 16", "131,072", "78.9 MB", "40.3 MB", "none in this folder"):
         assert part in text, part
     assert ok("inspect", "--model", folder).decode() == text
     assert 5000 in [row["context"] for row in ok_json("inspect", folder, "--json", "--max-context", 5000)["cache"]]

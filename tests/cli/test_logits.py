@@ -45,6 +45,12 @@ def test_formats(folder):
     assert 1e-6 < worst(folder, "hymba_tiny", "--cache", "f16", "--prefill", 5) < 0.02
     assert worst(folder, "hymba_tiny", "--weights", "bf16", "--cache", "bf16") < 0.1
     assert worst(folder, "hymba_tiny", "--weights", "bf16", "--cache", "f16") < 0.1
+    # 2^-8 of the largest number in every key and value
+    for arch in ("auto", "simd"):
+        assert 1e-5 < worst(folder, "hymba_tiny", "--cache", "int8", "--prefill", 5, "--arch", arch) < 0.1
+        assert worst(folder, "odd_sizes", "--cache", "int8", "--prefill", 5, "--arch", arch) < 0.1
+        for weights in ("bf16", "f16"):
+            assert worst(folder, "hymba_tiny", "--weights", weights, "--cache", "int8", "--arch", arch) < 0.15
     # 2^-12 of rounding in every weight
     assert 1e-6 < worst(folder, "hymba_tiny", "--weights", "f16") < 0.02
     # 2^-8 of the largest of a row's block, in weights that magnify each rounding thirtyfold: int4 would say nothing here

@@ -22,6 +22,14 @@ def test_predicts(folder):
     assert noise["bits_per_byte"] > told["bits_per_byte"] + 0.8, noise
 
 
+def test_int8_cache(folder):
+    # In vectors, which round nothing but the formats: half of a 254th of a row's largest number costs next to nothing.
+    arguments = ["perplexity", "--model", SHIPPED, "--arch", "simd", "--json", "--quiet", "-"]
+    exact, rounded = (ok_json(*arguments, "--cache", cache, stdin=RUTH)["perplexity"] for cache in ("f32", "int8"))
+    print("     perplexity, cache f32:", exact, "int8:", rounded)
+    assert abs(rounded / exact - 1) < 0.003, (exact, rounded)
+
+
 def test_generates(folder):
     arguments = ["generate", "--model", SHIPPED, "--prompt", "In the beginning God created the", "--max-new-tokens", 12, "--json"]
     told = ok_json(*arguments)

@@ -21,7 +21,7 @@ struct Small {
   using sharing = hymba::ShareAdjacentWindows<2>;
   static constexpr int width = 4, layers = 3, vocabulary = 7;
 };
-using SmallModel = hymba::Model<Small, hymba::Cpu<hymba::Weights::f32, hymba::Cache::bf16>>;
+using SmallModel = hymba::Model<Small, hymba::Cpu<hymba::Weights::f32, hymba::Cache::int8>>;
 
 const SmallModel& model() {
   static const SmallModel m(hymba::architecture<Small>, hymba::random_tensors(hymba::architecture<Small>, 1));
@@ -56,6 +56,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size > 3) payload.resize(payload.size() - data[1] % 8);
   hymba::detail::SnapshotWriter writer(payload.size());
   writer.bytes(payload.data(), payload.size());
-  try_blob(std::move(writer).finish(model().fingerprint()));
+  try_blob(std::move(writer).finish(model().fingerprint(), "int8"));
   return 0;
 }

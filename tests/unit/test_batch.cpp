@@ -10,11 +10,12 @@ using namespace model_test;
 
 using TestModel = Model<DynamicHymba, Cpu<Weights::f32>>;
 
-TEST_CASE("ragged batches equal single sessions") {
+TEST_CASE_TEMPLATE("ragged batches equal single sessions", P, Cpu<Weights::f32>, Cpu<Weights::f32, Cache::int8>) {
+  using AnyModel = Model<DynamicHymba, P>;
   for (const char* name : {"hymba_tiny", "groups_of_three", "window_smaller_than_meta", "window_one", "no_meta", "ssm_only",
                            "attention_only", "mixed_kinds", "odd_sizes"}) {
     CAPTURE(name);
-    const auto model = TestModel::open(golden_root() / name);
+    const auto model = AnyModel::open(golden_root() / name);
     const Golden golden = read_golden(golden_root() / name);
     const std::size_t n = golden.ids.size(), vocabulary = golden.logits.size() / n;
     const std::vector<float> whole = full_pass(model, golden.ids, room_for(n));
@@ -23,11 +24,11 @@ TEST_CASE("ragged batches equal single sessions") {
       CAPTURE(max_rows);
       // Each session reads a prefix of the text; at every step some of them read some more.
       constexpr std::size_t count = 5;
-      std::vector<TestModel::session_type> sessions;
+      std::vector<typename AnyModel::session_type> sessions;
       for (std::size_t i = 0; i < count; ++i) sessions.push_back(model.session(room_for(n)));
       auto batch = model.batch({.max_sessions = count, .threads = 2, .max_rows = max_rows});
       for (bool more = true; more;) {
-        std::vector<TestModel::batch_type::Item> items;
+        std::vector<typename AnyModel::batch_type::Item> items;
         more = false;
         for (auto& session : sessions) {
           const auto at = static_cast<std::size_t>(session.position());

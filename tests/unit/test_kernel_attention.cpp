@@ -3,6 +3,7 @@
 #include <hymba/exec/amx.hpp>
 #include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/attention.hpp>
+#include <hymba/kernels/quantise_row.hpp>
 
 #include <doctest/doctest.h>
 
@@ -10,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -22,6 +24,7 @@ using hymba::AttentionShape;
 using hymba::bf16;
 using hymba::f16;
 using hymba::KeyValueSegment;
+using hymba::RowScale;
 using hymba::Scratch;
 namespace op = hymba::op;
 namespace simd = hymba::simd;
@@ -36,9 +39,8 @@ template <class E>
 class Cache {
  public:
   Cache(const AttentionShape& shape, std::int64_t length, Random& random) : shape_(shape), length_(length) {
-    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.key_width; ++i) keys_.push_back(E(random.normal()));
-    for (std::int64_t i = 0; i < length * shape.kv_heads * shape.value_width; ++i)
-      values_.push_back(E(random.normal()));
+    fill(random, shape.key_width, keys_, key_scales_);
+    fill(random, shape.value_width, values_, value_scales_);
   }
   /// The sequence of `rows` rows from `first_position`. Keeps the copies that its segments point to.
   AttentionSequence<E> sequence(Layout layout, std::int64_t first_row, std::int64_t rows, std::int64_t first_position) {
@@ -65,7 +67,36 @@ class Cache {
     return s;
   }
 
+  /// The scale of the key or the value of a head and position.
+  RowScale& key_scale(std::int64_t head, std::int64_t position) {
+    return key_scales_[static_cast<std::size_t>(head * length_ + position)];
+  }
+  RowScale& value_scale(std::int64_t head, std::int64_t position) {
+    return value_scales_[static_cast<std::size_t>(head * length_ + position)];
+  }
+
  private:
+  void fill(Random& random, int width, std::vector<E>& rows, std::vector<RowScale>& scales) {
+    std::vector<float> row(static_cast<std::size_t>(width));
+    for (std::int64_t i = 0; i < length_ * shape_.kv_heads; ++i) {
+      for (float& x : row) x = random.normal();
+      if constexpr (hymba::scaled_rows<E>) {
+        if (i % 11 == 5) std::fill(row.begin(), row.end(), 0.0f);
+        rows.resize(rows.size() + row.size());
+        scales.push_back(hymba::reference::quantise_row(row.data(), width, rows.data() + rows.size() - row.size()));
+      } else {
+        for (const float x : row) rows.push_back(E(x));
+      }
+    }
+  }
+  const RowScale* copied_scales(const std::vector<RowScale>& scales, std::int64_t first, std::int64_t count) {
+    auto& copy = scale_copies_.emplace_back();
+    for (std::int64_t g = 0; g < shape_.kv_heads; ++g) {
+      const auto from = scales.begin() + (g * length_ + first);
+      copy.insert(copy.end(), from, from + count);
+    }
+    return copy.data();
+  }
   void add(AttentionSequence<E>& s, std::int64_t first, std::int64_t end) {
     if (first >= end) return;
     const std::int64_t count = end - first, dk = shape_.key_width, dv = shape_.value_width;
@@ -79,11 +110,19 @@ class Cache {
     (void)k;
     s.segments[s.segment_count++] = {
         copies_[copies_.size() - 2].data(), v.data(), count * dk, count * dv, first, count};
+    if constexpr (hymba::scaled_rows<E>) {
+      auto& segment = s.segments[s.segment_count - 1];
+      segment.key_scales = copied_scales(key_scales_, first, count);
+      segment.value_scales = copied_scales(value_scales_, first, count);
+      segment.scale_head_stride = count;
+    }
   }
   AttentionShape shape_;
   std::int64_t length_;
   std::vector<E> keys_, values_;
+  std::vector<RowScale> key_scales_, value_scales_;
   std::vector<std::vector<E>> copies_;
+  std::vector<std::vector<RowScale>> scale_copies_;
 };
 
 template <class Arch, class E>
@@ -118,6 +157,8 @@ struct Rounding<Amx, bf16> {
   // The largest score, and what it leaves of the exponent, are rounded once each.
   static constexpr double largest = 3 * unit_roundoff;
 };
+template <>
+struct Rounding<Amx, std::int8_t> : Rounding<Amx, bf16> {};
 #endif
 
 /// Whether the tests on tiles can run; says so when they cannot.
@@ -151,16 +192,17 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
       const std::int64_t g = h * shape.kv_heads / shape.query_heads;
       const float* query = q.view().row(s.first_row + row) + h * dk;
       // Scores, the sums of their terms' magnitudes, and the values.
-      std::vector<double> score, size;
+      std::vector<double> score, size, value_scale;
       std::vector<const E*> values;
       for (int i = 0; i < s.segment_count; ++i) {
         const auto& part = s.segments[i];
         for (std::int64_t j = 0; j < part.count; ++j) {
           if (!shape.sees(s.first_position + row, part.first_position + j)) continue;
           double sum = 0, magnitude = 0;
+          const auto by = part.template key_scale<double>(g, j);
           for (std::int64_t d = 0; d < dk; ++d) {
             const double product =
-                static_cast<double>(query[d]) *
+                static_cast<double>(query[d]) * by *
                 static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d]));
             sum += product;
             magnitude += std::fabs(product);
@@ -168,24 +210,25 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
           score.push_back(sum * static_cast<double>(shape.scale));
           size.push_back(magnitude * std::fabs(static_cast<double>(shape.scale)));
           values.push_back(part.values + g * part.value_head_stride + j * dv);
+          value_scale.push_back(part.template value_scale<double>(g, j));
         }
       }
       REQUIRE(!score.empty());
       const double largest = *std::max_element(score.begin(), score.end());
       const double lowest = *std::min_element(score.begin(), score.end());
       const double blocks = static_cast<double>(score.size()) / 32 + 4;
-      // Relative error of a weight: the score's (dot product, scale, units), the subtraction's, the exponential's, and
-      // those of one exponential per block or merge by which it is rescaled.
+      // Relative error of a weight: the score's (dot product, scales, units), the subtraction's, the exponential's, and
+      // those of one exponential per block or merge by which it is rescaled; the value's scale.
       const double shared = u * 3 * (largest - lowest) + (simd::exp2_error + 1) * u * (blocks + 1) + Extra::weight +
-                            Extra::largest * std::fabs(largest);
+                            Extra::largest * std::fabs(largest) + (hymba::scaled_rows<E> ? u : 0);
       double total = 0;
       for (const double x : score) total += std::exp(x - largest);
       for (std::int64_t d = 0; d < dv; ++d) {
         double magnitude = 0, error = 0, all = 0;
         for (std::size_t j = 0; j < score.size(); ++j) {
           const double w = std::exp(score[j] - largest) / total,
-                       relative = hymba_test::gamma(static_cast<double>(dk) + 4) * size[j] + shared;
-          const double value = std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
+                       relative = hymba_test::gamma(static_cast<double>(dk) + 5) * size[j] + shared;
+          const double value = value_scale[j] * std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
           magnitude += w * value;
           error += w * value * relative;
           all += w * relative;
@@ -332,6 +375,34 @@ void check_large_scores() {
   CHECK_MESSAGE(worst.ok(), worst);
 }
 
+/// A value that was not finite shows in the rows that see it, and a key or value of zeros is one like others.
+template <class Arch>
+void check_special_rows() {
+  const AttentionShape shape = shape_of(2, 1, 16, 24, 40, 4);
+  Random random(6);
+  Cache<std::int8_t> cache(shape, 100, random);
+  const auto q = random.matrix(1, 2 * 16);
+  const auto result = [&] {
+    Matrix<float> out(1, 2 * 24);
+    run<Arch>(1, shape, q, std::vector<AttentionSequence<std::int8_t>>{cache.sequence(Layout::ring, 0, 1, 99)}, out);
+    return out;
+  };
+  const Matrix<float> before = result();
+  cache.key_scale(0, 30) = cache.value_scale(0, 30) = RowScale(1e30f);  // neither pinned nor in the window: gone
+  CHECK(result() == before);
+  for (std::int64_t p = 0; p < 100; ++p) cache.key_scale(0, p) = RowScale();
+  Matrix<float> mean = result();  // all scores are zero
+  for (std::int64_t p = 0; p < 100; ++p) cache.value_scale(0, p) = RowScale();
+  const Matrix<float> nothing = result();
+  for (std::int64_t d = 0; d < nothing.cols(); ++d) {
+    CHECK(std::isfinite(mean(0, d)));
+    CHECK(nothing(0, d) == 0.0f);
+  }
+  cache.value_scale(0, 80) = RowScale(std::numeric_limits<float>::quiet_NaN());
+  const Matrix<float> spoilt = result();
+  for (std::int64_t d = 0; d < spoilt.cols(); ++d) CHECK(std::isnan(spoilt(0, d)));
+}
+
 template <class Arch, class E>
 void check_nothing() {
   Matrix<float> q(0, 8), out(0, 8);
@@ -345,22 +416,39 @@ TEST_CASE("Attention in plain loops against double, cache f32") { check_all<hymb
 TEST_CASE("Attention in vectors against double, cache f32") { check_all<hymba::arch::best, float>(); }
 TEST_CASE("Attention in vectors against double, cache f16") { check_all<hymba::arch::best, f16>(); }
 TEST_CASE("Attention in vectors against double, cache bf16") { check_all<hymba::arch::best, bf16>(); }
-TEST_CASE("Attention on tiles against double, cache bf16") {
-  if (!tiles_to_test()) return;
+TEST_CASE("Attention in plain loops against double, cache int8") { check_all<hymba::arch::scalar, std::int8_t>(); }
+TEST_CASE("Attention in vectors against double, cache int8") { check_all<hymba::arch::best, std::int8_t>(); }
+
 #if defined(HYMBA_AMX)
-  check_all<Amx, bf16>();
+namespace {
+template <class E>
+void check_tiles() {
+  check_all<Amx, E>();
   // Every part of a step of 32 positions, of a tile of rows and of columns.
   std::uint32_t seed = 1000;
   for (const int dk : {31, 32, 33, 40, 96}) {
-    for (const int dv : {15, 17, 31, 32, 65, 96}) check<Amx, bf16>(shape_of(3, 1, dk, dv, 0, 0), 50, 14, seed++, false);
+    for (const int dv : {15, 17, 31, 32, 65, 96}) check<Amx, E>(shape_of(3, 1, dk, dv, 0, 0), 50, 14, seed++, false);
   }
   for (const std::int64_t window : {15, 31, 32, 33, 480, 511, 512, 513}) {
     for (const std::int64_t pinned : {0, 31, 33, 530}) {
-      check<Amx, bf16>(shape_of(5, 1, 8, 20, window, pinned), 1000, 40, seed++);
+      check<Amx, E>(shape_of(5, 1, 8, 20, window, pinned), 1000, 40, seed++);
     }
   }
-  check<Amx, bf16>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, seed++);
-  check<Amx, bf16>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, seed++);
+  check<Amx, E>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, seed++);
+  check<Amx, E>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, seed++);
+}
+}  // namespace
+#endif
+TEST_CASE("Attention on tiles against double, cache bf16") {
+  if (!tiles_to_test()) return;
+#if defined(HYMBA_AMX)
+  check_tiles<bf16>();
+#endif
+}
+TEST_CASE("Attention on tiles against double, cache int8") {
+  if (!tiles_to_test()) return;
+#if defined(HYMBA_AMX)
+  check_tiles<std::int8_t>();
 #endif
 }
 TEST_CASE("Attention on tiles is that of the base over other caches") {
@@ -381,19 +469,31 @@ TEST_CASE("Attention on tiles is that of the base over other caches") {
 TEST_CASE("Attention with the published model's heads") {
   check<hymba::arch::best, float>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, 1);
   check<hymba::arch::best, bf16>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, 2);
+  check<hymba::arch::best, std::int8_t>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, 3);
+  check<hymba::arch::best, std::int8_t>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, 4);
 }
 
 TEST_CASE("Attention of a batch is that of its sequences alone, on any number of threads") {
   check_batch<hymba::arch::best, f16>();
+  check_batch<hymba::arch::best, std::int8_t>();
 #if defined(HYMBA_AMX)
-  if (tiles_to_test()) check_batch<Amx, bf16>();
+  if (tiles_to_test()) check_batch<Amx, bf16>(), check_batch<Amx, std::int8_t>();
 #endif
 }
 
 TEST_CASE("Attention with large scores neither overflows nor loses the largest") {
   check_large_scores<hymba::arch::best, float>();
+  check_large_scores<hymba::arch::best, std::int8_t>();
 #if defined(HYMBA_AMX)
-  if (tiles_to_test()) check_large_scores<Amx, bf16>();
+  if (tiles_to_test()) check_large_scores<Amx, bf16>(), check_large_scores<Amx, std::int8_t>();
+#endif
+}
+
+TEST_CASE("Attention over rows of zeros, and over one that was not finite, cache int8") {
+  check_special_rows<hymba::arch::scalar>();
+  check_special_rows<hymba::arch::best>();
+#if defined(HYMBA_AMX)
+  if (tiles_to_test()) check_special_rows<Amx>();
 #endif
 }
 

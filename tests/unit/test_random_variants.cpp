@@ -64,10 +64,13 @@ TEST_CASE("random variants: every way of reading equals one scalar pass") {
     REQUIRE(relative_error(full_pass(fast, ids, room_for(ids.size())), expected) < 2e-5);
     for (int i = 0; i < 3; ++i) REQUIRE(relative_error(wander(fast, ids, rng), expected) < 2e-5);
 
-    // A 16-bit cache rounds keys and values once; then, again, every way of reading gives the same.
+    // A cache of 16 or 8 bits rounds keys and values once; then, again, every way of reading gives the same.
     const Model<DynamicHymba, Cpu<Weights::bf16, Cache::f16>> half(a, random_tensors(a, seed));
     const std::vector<float> rounded = full_pass(half, ids, room_for(ids.size()));
     REQUIRE(relative_error(wander(half, ids, rng), rounded) < 2e-5);
+    const Model<DynamicHymba, Cpu<Weights::f32, Cache::int8>> bytes(a, random_tensors(a, seed));
+    const std::vector<float> coarse = full_pass(bytes, ids, room_for(ids.size()));
+    REQUIRE(relative_error(wander(bytes, ids, rng), coarse) < 2e-5);
   }
 }
 
@@ -79,10 +82,15 @@ TEST_CASE("random variants: a session's state takes the bytes the cost functions
     const Architecture<DynamicHymba> a(d);
     for (const std::int64_t context : {1, 5, 100}) {
       const SessionState<bf16> state(a, context);
-      // Each array is rounded up to the alignment: at most one line for each of three arrays a layer.
+      // Each array is rounded up to the alignment: at most one line for each of three arrays a layer, and of five with
+      // the scales of int8.
       const std::size_t promised = cache_bytes(a, sizeof(bf16), context) + state_bytes(a);
       CHECK(state.bytes() >= promised);
       CHECK(state.bytes() <= promised + static_cast<std::size_t>(d.layers) * 3 * alignment);
+      const SessionState<std::int8_t> bytes(a, context);
+      const std::size_t fewer = cache_bytes(a, cache_element_bytes<std::int8_t>, context) + state_bytes(a);
+      CHECK(bytes.bytes() >= fewer);
+      CHECK(bytes.bytes() <= fewer + static_cast<std::size_t>(d.layers) * 5 * alignment);
       for (int i = 0; i < a.layers; ++i) {
         if (state.cache(i).keys == nullptr) continue;
         CHECK(a.plan.produces(i));

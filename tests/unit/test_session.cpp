@@ -5,9 +5,13 @@
 //
 // Tolerance: the ways differ only in how sums are grouped, so each stays as close to the others as the f32 pass is to
 // the oracle (2e-5 of the largest logit), whatever the cache format: what is read back from the cache is the same number.
+#include <hymba/exec/amx.hpp>
+#include <hymba/kernels/amx/gemm.hpp>
+
 #include "model_support.hpp"
 
 #include <cstdlib>
+#include <cstring>
 #include <random>
 
 using namespace hymba;
@@ -55,6 +59,38 @@ void check_chunks() {
   });
 }
 
+/// A session restored or forked after some tokens goes on exactly as the one it came from, with more room too.
+template <class P>
+void check_snapshots() {
+  for_goldens<P>(varied, [](const auto& model, const Golden& golden) {
+    const std::span<const Token> ids = golden.ids;
+    const std::size_t n = ids.size();
+    for (const std::size_t at : {std::size_t{0}, std::size_t{1}, n / 3, n - 2, n - 1}) {
+      CAPTURE(at);
+      auto session = model.session(room_for(n));
+      session.configure({.temperature = 0.8f, .seed = 5});
+      session.prefill(ids.first(at));
+      if (at > 0) session.sample();  // the generator has moved on
+      const std::vector<std::byte> blob = session.snapshot();
+      auto restored = model.restore(blob, {.max_context = static_cast<std::int64_t>(2 * n), .threads = 1});
+      auto forked = session.fork();
+      CHECK(std::vector<Token>(restored.tokens().begin(), restored.tokens().end()) ==
+            std::vector<Token>(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(at)));
+      CHECK(restored.snapshot() == blob);
+      CHECK(forked.snapshot() == blob);
+      for (std::size_t i = at; i < n; ++i) {
+        const auto expected = session.decode(ids[i]);
+        const std::vector<float> want(expected.begin(), expected.end());
+        const auto got = restored.decode(ids[i]);
+        REQUIRE(std::vector<float>(got.begin(), got.end()) == want);
+        const auto other = forked.decode(ids[i]);
+        REQUIRE(std::vector<float>(other.begin(), other.end()) == want);
+        REQUIRE(session.sample() == restored.sample());
+      }
+    }
+  });
+}
+
 std::vector<float> last_row(const std::vector<float>& logits, std::size_t row, std::size_t vocabulary) {
   return {logits.begin() + static_cast<std::ptrdiff_t>(row * vocabulary),
           logits.begin() + static_cast<std::ptrdiff_t>((row + 1) * vocabulary)};
@@ -65,6 +101,21 @@ std::vector<float> last_row(const std::vector<float>& logits, std::size_t row, s
 TEST_CASE("chunked reading equals one pass: f32 cache") { check_chunks<Cpu<Weights::f32, Cache::f32>>(); }
 TEST_CASE("chunked reading equals one pass: f16 cache") { check_chunks<Cpu<Weights::f32, Cache::f16>>(); }
 TEST_CASE("chunked reading equals one pass: bf16 cache and weights") { check_chunks<Cpu<Weights::bf16, Cache::bf16>>(); }
+TEST_CASE("chunked reading equals one pass: int8 cache") { check_chunks<Cpu<Weights::f32, Cache::int8>>(); }
+TEST_CASE("chunked reading equals one pass: int8 cache, plain loops") {
+  check_chunks<Cpu<Weights::f32, Cache::int8, arch::scalar, Serial>>();
+}
+
+TEST_CASE("on tiles: chunked reading equals one pass, snapshots continue bit for bit, int8 cache") {
+#if defined(HYMBA_AMX)
+  if (!amx_available()) return;
+  using P = Cpu<Weights::bf16, Cache::int8, arch::amx<arch::best>>;
+  check_chunks<P>();
+  check_snapshots<P>();
+#else
+  MESSAGE("not compiled for AMX: sessions on tiles are not tested");
+#endif
+}
 
 TEST_CASE("prefill and decode give the logits of evaluate") {
   for_goldens<Cpu<Weights::f32>>(varied, [](const auto& model, const Golden& golden) {
@@ -98,34 +149,9 @@ TEST_CASE("a larger max_context changes nothing") {
   });
 }
 
-TEST_CASE("a snapshot at any position continues bit for bit, also with another max_context") {
-  for_goldens<Cpu<Weights::f32, Cache::bf16>>(varied, [](const auto& model, const Golden& golden) {
-    const std::span<const Token> ids = golden.ids;
-    const std::size_t n = ids.size();
-    for (const std::size_t at : {std::size_t{0}, std::size_t{1}, n / 3, n - 2, n - 1}) {
-      CAPTURE(at);
-      auto session = model.session(room_for(n));
-      session.configure({.temperature = 0.8f, .seed = 5});
-      session.prefill(ids.first(at));
-      if (at > 0) session.sample();  // the generator has moved on
-      const std::vector<std::byte> blob = session.snapshot();
-      auto restored = model.restore(blob, {.max_context = static_cast<std::int64_t>(2 * n), .threads = 1});
-      auto forked = session.fork();
-      CHECK(std::vector<Token>(restored.tokens().begin(), restored.tokens().end()) ==
-            std::vector<Token>(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(at)));
-      CHECK(restored.snapshot() == blob);
-      CHECK(forked.snapshot() == blob);
-      for (std::size_t i = at; i < n; ++i) {
-        const auto expected = session.decode(ids[i]);
-        const std::vector<float> want(expected.begin(), expected.end());
-        const auto got = restored.decode(ids[i]);
-        REQUIRE(std::vector<float>(got.begin(), got.end()) == want);
-        const auto other = forked.decode(ids[i]);
-        REQUIRE(std::vector<float>(other.begin(), other.end()) == want);
-        REQUIRE(session.sample() == restored.sample());
-      }
-    }
-  });
+TEST_CASE_TEMPLATE("a snapshot at any position continues bit for bit, also with another max_context", P,
+                   Cpu<Weights::f32, Cache::bf16>, Cpu<Weights::f32, Cache::int8>) {
+  check_snapshots<P>();
 }
 
 TEST_CASE("damaged, foreign and oversized snapshots are refused") {
@@ -155,7 +181,51 @@ TEST_CASE("damaged, foreign and oversized snapshots are refused") {
   const auto other = Model<DynamicHymba, Cpu<Weights::f32>>::open(golden_root() / "no_sharing");
   CHECK_THROWS_AS(other.restore(blob, {.max_context = 64, .threads = 1}), SnapshotError);
   const auto half = Model<DynamicHymba, Cpu<Weights::f32, Cache::f16>>::open(golden_root() / "hymba_tiny");
-  CHECK_THROWS_AS(half.restore(blob, {.max_context = 64, .threads = 1}), SnapshotError);
+  CHECK_THROWS_WITH_AS(half.restore(blob, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"f32\", this model's in \"f16\"", SnapshotError);
+}
+
+TEST_CASE("an int8 snapshot is refused by other caches, and its damaged rows are numbers") {
+  const auto model = Model<DynamicHymba, Cpu<Weights::f32, Cache::int8>>::open(golden_root() / "hymba_tiny");
+  const auto whole = Model<DynamicHymba, Cpu<Weights::f32>>::open(golden_root() / "hymba_tiny");
+  const Golden golden = read_golden(golden_root() / "hymba_tiny");
+  auto session = model.session({.max_context = 64, .threads = 1});
+  session.prefill(golden.ids);
+  const std::vector<std::byte> blob = session.snapshot();
+  CHECK_THROWS_WITH_AS(whole.restore(blob, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"int8\", this model's in \"f32\"", SnapshotError);
+  auto wide = whole.session({.max_context = 64, .threads = 1});
+  wide.prefill(golden.ids);
+  CHECK_THROWS_WITH_AS(model.restore(wide.snapshot(), {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"f32\", this model's in \"int8\"", SnapshotError);
+  auto named = blob;
+  named[12] = std::byte{7};
+  CHECK_THROWS_WITH_AS(model.restore(named, {.max_context = 64, .threads = 1}),
+                       "snapshot: its caches are in \"\\x07nt8\", this model's in \"int8\"", SnapshotError);
+
+  // Whatever bytes a blob with a right header holds behind the logits, reading on neither crashes nor hangs.
+  std::mt19937 random(11);
+  const std::size_t header = sizeof(detail::SnapshotHeader);
+  const std::size_t state = header + sizeof(std::int64_t) + golden.ids.size() * sizeof(Token) + sizeof(SamplerState) +
+                            sizeof(std::uint64_t) + session.logits().size() * sizeof(float);
+  for (int i = 0; i < 20; ++i) {
+    detail::SnapshotWriter writer(blob.size());
+    auto bad = blob;
+    for (std::size_t at = state; at < bad.size(); ++at) bad[at] = static_cast<std::byte>(random() & 255u);
+    writer.bytes(bad.data() + header, bad.size() - header);
+    detail::SnapshotHeader said{};
+    std::memcpy(&said, blob.data(), header);
+    auto restored = model.restore(std::move(writer).finish(said.fingerprint, "int8"), {.max_context = 64, .threads = 1});
+    CHECK(restored.position() == static_cast<std::int64_t>(golden.ids.size()));
+    restored.decode(1);
+  }
+}
+
+TEST_CASE("int8 caches take half the bytes of 16-bit ones and little of the accuracy") {
+  for_goldens<Cpu<Weights::f32, Cache::int8>>(varied, [](const auto& model, const Golden& golden) {
+    // A number is off by 2^-8 of its row's largest at most, in f16 caches of such models by 2^-12 of itself.
+    CHECK(relative_error(full_pass(model, golden.ids, room_for(golden.ids.size())), golden.logits) < 0.1);
+  });
 }
 
 TEST_CASE("past max_context: a clear error, and the session stays usable") {

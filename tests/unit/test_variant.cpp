@@ -23,6 +23,10 @@ static_assert(ValidVariant<presets::Hymba1_5B> && ValidVariant<presets::Hymba350
 static_assert(is_static_variant<presets::Hymba1_5B> && !is_static_variant<DynamicHymba>);
 static_assert(parameters<presets::Hymba1_5B>() == 1'522'797'824);
 static_assert(cache_bytes(architecture<presets::Hymba1_5B>, 2, 8192) == 78'915'840);
+static_assert(cache_bytes<presets::Hymba1_5B, Cpu<Weights::bf16, Cache::bf16>>(8192) == 78'915'840);
+// A byte for each number, and two more for each of a position's 5 keys and 5 values of 64 and 128.
+static_assert(cache_bytes<presets::Hymba1_5B, Cpu<Weights::bf16, Cache::int8>>(8192) ==
+              78'915'840 / 2 / (64 + 128) * (64 + 128 + 4));
 // 32 layers of [3 convolution taps + 16 states] x 3200 channels in single precision
 static_assert(state_bytes<presets::Hymba1_5B>() == std::size_t{32} * (3 + 16) * 3200 * 4);
 // 5 heads of 64 + 128 per position, layer and 16-bit element, without sharing, windows or meta tokens

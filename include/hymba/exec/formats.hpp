@@ -16,8 +16,8 @@ HYMBA_NAMESPACE_BEGIN
 /// How weight matrices are stored. int8 and int4 are quantised rows (core/quantised.hpp). f64 turns all of a model's
 /// arithmetic to double (through arch::scalar): the checks of gradients use it, nothing else should.
 enum class Weights { f32, bf16, f64, f16, int8, int4 };
-/// How keys and values are stored.
-enum class Cache { f32, f16, bf16, f64 };
+/// How keys and values are stored. int8: signed bytes, with a scale for each row of a head (core/cached_row.hpp).
+enum class Cache { f32, f16, bf16, f64, int8 };
 
 /// Describes one weight format: the bytes of a row, one number of a row, and the conversion of a row from and to float.
 /// Formats whose rows are plain arrays name their `element`; quantised ones derive from their rows' layout. Everything
@@ -113,6 +113,11 @@ template <>
 struct cache_format<Cache::f64> {
   using element = double;
   static constexpr const char* name = "f64";
+};
+template <>
+struct cache_format<Cache::int8> {
+  using element = std::int8_t;
+  static constexpr const char* name = "int8";
 };
 
 /// The type of activations beside weights of format `W`.

@@ -2,7 +2,7 @@
 //
 // The one file that includes xsimd. It hides the differences between xsimd 8 and later versions, and adds the few
 // operations that kernels need and xsimd does not have: widening loads of the 16-bit formats and of bytes, their
-// inverse, widening loads of halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics
+// inverses, widening loads of halves of bytes, partial loads and stores, and sums of several vectors at once. Intrinsics
 // are chosen by the register type of `A` and by what the translation unit is compiled for; every one has a portable
 // version behind it.
 #pragma once
@@ -11,6 +11,7 @@
 #include <hymba/core/types.hpp>
 #include <hymba/exec/arch.hpp>
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -458,6 +459,9 @@ HYMBA_ALWAYS_INLINE floats<A> load_partial(const T* from, std::int64_t count) {
     if constexpr (std::is_same_v<T, float>) return floats<A>(_mm512_maskz_loadu_ps(mask, from));
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     if constexpr (detail::is_half<T>) return floats<A>(detail::widen(_mm256_maskz_loadu_epi16(mask, from), T{}));
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+      return floats<A>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from))));
+    }
 #endif
   }
 #endif

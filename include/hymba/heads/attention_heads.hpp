@@ -14,6 +14,7 @@
 #include <hymba/heads/context.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/convert.hpp>
+#include <hymba/kernels/quantise_row.hpp>
 #include <hymba/kernels/rms_norm.hpp>
 #include <hymba/kernels/rope.hpp>
 #include <hymba/state/kv_cache.hpp>
@@ -22,7 +23,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <span>
 
 HYMBA_NAMESPACE_BEGIN
@@ -40,11 +40,7 @@ struct CacheSequence {
 /// Keys and values of a step's own tokens for a window layer, kept beside the ring until every layer that shares the
 /// cache has read them: writing them into the ring at once would overwrite what the step's earlier tokens still see.
 template <class E>
-struct StagedRows {
-  E* keys = nullptr;    ///< [kv_heads, capacity, key_width]
-  E* values = nullptr;  ///< [kv_heads, capacity, value_width]
-  std::int64_t capacity = 0;
-};
+using StagedRows = CacheRows<E>;
 
 /// Inputs and outputs of attention heads for one layer and step.
 template <class E>
@@ -63,14 +59,21 @@ struct AttentionStep {
 
 namespace detail {
 
-/// Rows [T, heads * width] in float to [heads][row][width] in the cache's format.
+/// Rows [T, heads * width] in float to [heads][row][width] in the cache's format, with scales [heads][row] where it has
+/// them; `capacity` rows from head to head.
 template <class C, class E>
-void store_rows(const C& c, MatrixView<const typename C::real> rows, int heads, int width, E* to, std::int64_t head_stride) {
+void store_rows(const C& c, MatrixView<const typename C::real> rows, int heads, int width, E* to,
+                [[maybe_unused]] RowScale* scales, std::int64_t capacity) {
   // A task converts one row of all heads: little work, so a few rows are not worth waking threads.
   const auto store = [&](std::int64_t r) {
     for (int g = 0; g < heads; ++g) {
-      kernel_for<op::Convert, typename C::arch>::run(rows.row(r) + static_cast<std::int64_t>(g) * width, width,
-                                                     to + g * head_stride + r * width);
+      const auto* const from = rows.row(r) + static_cast<std::int64_t>(g) * width;
+      E* const row = to + (g * capacity + r) * width;
+      if constexpr (scaled_rows<E>) {
+        scales[g * capacity + r] = kernel_for<op::QuantiseRow, typename C::arch>::run(from, width, row);
+      } else {
+        kernel_for<op::Convert, typename C::arch>::run(from, width, row);
+      }
     }
   };
   if (rows.rows * rows.cols < 65536) {
@@ -80,26 +83,40 @@ void store_rows(const C& c, MatrixView<const typename C::real> rows, int heads, 
   }
 }
 
+/// The scale of row `row`; null where rows have none.
+inline RowScale* scales_at(RowScale* scales, std::int64_t row) { return scales != nullptr ? scales + row : nullptr; }
+
+/// Rows [row, row + count) of `rows`, which hold positions from `first` on, as a segment.
+template <class E>
+KeyValueSegment<E> segment_of(const CacheRows<E>& rows, int key_width, int value_width, std::int64_t row,
+                              std::int64_t first, std::int64_t count) {
+  KeyValueSegment<E> s{rows.keys + row * key_width,    rows.values + row * value_width, rows.capacity * key_width,
+                       rows.capacity * value_width, first,                           count};
+  if constexpr (scaled_rows<E>) {
+    s.key_scales = rows.key_scales + row;
+    s.value_scales = rows.value_scales + row;
+    s.scale_head_stride = rows.capacity;
+  }
+  return s;
+}
+
 /// What a window layer's sequence sees: pinned rows, the ring in one or two runs, and the step's own staged rows.
 template <class E>
 void add_window_segments(const CacheSequence<E>& s, const StagedRows<E>& staged, AttentionSequence<E>& out) {
   const LayerCache<E>& cache = *s.cache;
-  const auto add = [&](const E* keys, const E* values, std::int64_t key_stride, std::int64_t value_stride,
-                       std::int64_t first, std::int64_t count) {
-    if (count > 0) out.segments[out.segment_count++] = {keys, values, key_stride, value_stride, first, count};
+  const auto add = [&](const CacheRows<E>& rows, std::int64_t row, std::int64_t first, std::int64_t count) {
+    if (count <= 0) return;
+    out.segments[out.segment_count++] = segment_of(rows, cache.key_width, cache.value_width, row, first, count);
   };
   const auto add_cached = [&](std::int64_t first, std::int64_t count) {
-    const std::int64_t row = count > 0 ? cache.row_of(first) : 0;
-    add(cache.keys + row * cache.key_width, cache.values + row * cache.value_width, cache.key_head_stride(),
-        cache.value_head_stride(), first, count);
+    add(cache, count > 0 ? cache.row_of(first) : 0, first, count);
   };
   add_cached(0, std::min(s.first_position, cache.meta));
   const std::int64_t first = cache.oldest(s.first_position), held = std::max<std::int64_t>(s.first_position - first, 0);
   const std::int64_t before_wrap = held > 0 ? std::min(held, cache.capacity - cache.row_of(first)) : 0;
   add_cached(first, before_wrap);
   add_cached(first + before_wrap, held - before_wrap);
-  add(staged.keys + s.first_row * cache.key_width, staged.values + s.first_row * cache.value_width,
-      staged.capacity * cache.key_width, staged.capacity * cache.value_width, s.first_position, s.rows);
+  add(staged, s.first_row, s.first_position, s.rows);
 }
 
 template <class Heads, class C, class E>
@@ -136,16 +153,15 @@ void dot_product_attention(const Heads& h, const C& c, const AttentionStep<E>& s
     const bool global = step.window == 0;
     if (step.produces) {
       // A global layer's row is its position: it goes to its final place at once. A window layer's is staged.
-      E* keys = global ? cache.keys + sequence.first_position * dk : step.staged.keys + sequence.first_row * dk;
-      E* values = global ? cache.values + sequence.first_position * dv : step.staged.values + sequence.first_row * dv;
-      store_rows(c, MatrixView<const Real>(k.row_range(sequence.first_row, sequence.rows)), groups, dk, keys,
-                 global ? cache.key_head_stride() : step.staged.capacity * dk);
-      store_rows(c, MatrixView<const Real>(v.row_range(sequence.first_row, sequence.rows)), groups, dv, values,
-                 global ? cache.value_head_stride() : step.staged.capacity * dv);
+      const CacheRows<E>& to = global ? static_cast<const CacheRows<E>&>(cache) : step.staged;
+      const std::int64_t row = global ? sequence.first_position : sequence.first_row;
+      store_rows(c, MatrixView<const Real>(k.row_range(sequence.first_row, sequence.rows)), groups, dk,
+                 to.keys + row * dk, scales_at(to.key_scales, row), to.capacity);
+      store_rows(c, MatrixView<const Real>(v.row_range(sequence.first_row, sequence.rows)), groups, dv,
+                 to.values + row * dv, scales_at(to.value_scales, row), to.capacity);
     }
     if (global) {
-      out.segments[out.segment_count++] = {cache.keys, cache.values, cache.key_head_stride(), cache.value_head_stride(), 0,
-                                           sequence.first_position + sequence.rows};
+      out.segments[out.segment_count++] = segment_of<E>(cache, dk, dv, 0, 0, sequence.first_position + sequence.rows);
     } else {
       add_window_segments(sequence, step.staged, out);
     }
@@ -170,14 +186,7 @@ void commit_staged(const CacheSequence<E>& s, const StagedRows<E>& staged) {
     const std::int64_t row = cache.row_of(p);
     const std::int64_t run = std::min(end - p, (row < cache.meta ? cache.meta : cache.capacity) - row);
     const std::int64_t from = s.first_row + (p - s.first_position);
-    for (int g = 0; g < cache.kv_heads; ++g) {
-      std::memcpy(cache.keys + g * cache.key_head_stride() + row * cache.key_width,
-                  staged.keys + (g * staged.capacity + from) * cache.key_width,
-                  static_cast<std::size_t>(run * cache.key_width) * sizeof(E));
-      std::memcpy(cache.values + g * cache.value_head_stride() + row * cache.value_width,
-                  staged.values + (g * staged.capacity + from) * cache.value_width,
-                  static_cast<std::size_t>(run * cache.value_width) * sizeof(E));
-    }
+    copy_rows<E>(staged, from, cache, row, run);
     p += run;
   }
 }

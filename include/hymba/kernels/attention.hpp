@@ -3,6 +3,7 @@
 // Attention over cached keys and values: prefill and decode, global and window layers, grouped queries.
 #pragma once
 
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
 #include <hymba/core/view.hpp>
@@ -26,16 +27,19 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace op {
 /// `out = softmax(scale * q k^T + mask) v`, head by head; q [T, H * dk] already rotated, out [T, H * dv]. E is the type
-/// of keys and values: float, f16 or bf16. Softmax and sums are in float.
+/// of keys and values: float, f16, bf16, or signed bytes with a scale for each row. Softmax and sums are in float.
 ///
 ///     template <class E, Executor Exec>
 ///     static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
 ///                     std::span<const AttentionSequence<E>> sequences, MatrixView<float> out);
 ///     static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows);
 ///
-/// q and out do not overlap. Keys and values inside the segments are finite: a position hidden from a row has weight
+/// q and out do not overlap. Keys and values inside the segments are finite, scales too: a position hidden from a row has weight
 /// zero, but may be multiplied. Blocks of positions that no row sees are not read: a window costs what it holds.
 /// `scratch_bytes` is per thread and grows with max_rows.
+///
+/// Signed bytes are multiplied as they are: a key's scale multiplies its scores, a value's its weights in the sum above
+/// the line.
 ///
 /// A row's bits depend on its query and the keys and values it sees, not on the number of threads, nor on the other
 /// rows of the call, nor on how positions are spread over segments: a prompt fed in pieces gives the bits of the whole,
@@ -65,18 +69,19 @@ void attention(const AttentionShape& shape, MatrixView<const std::type_identity_
             for (std::int64_t d = 0; d < dk; ++d) {
               score += static_cast<Real>(query[d]) * hymba::detail::number<Real>(key[d]);
             }
-            use(score * static_cast<Real>(shape.scale), s.values + g * s.value_head_stride + j * dv);
+            use(score * s.template key_scale<Real>(g, j) * static_cast<Real>(shape.scale),
+                s.values + g * s.value_head_stride + j * dv, s.template value_scale<Real>(g, j));
           }
         }
       };
       Real largest = -std::numeric_limits<Real>::infinity(), sum = 0;
-      for_visible([&](Real score, const E*) { largest = std::max(largest, score); });
+      for_visible([&](Real score, const E*, Real) { largest = std::max(largest, score); });
       for (std::int64_t d = 0; d < dv; ++d) to[d] = Out(0);
-      for_visible([&](Real score, const E* value) {
-        const Real weight = std::exp(score - largest);
+      for_visible([&](Real score, const E* value, Real value_scale) {
+        const Real weight = std::exp(score - largest), scaled = weight * value_scale;
         sum += weight;
         for (std::int64_t d = 0; d < dv; ++d) {
-          to[d] = static_cast<Out>(static_cast<Real>(to[d]) + weight * hymba::detail::number<Real>(value[d]));
+          to[d] = static_cast<Out>(static_cast<Real>(to[d]) + scaled * hymba::detail::number<Real>(value[d]));
         }
       });
       for (std::int64_t d = 0; d < dv; ++d) to[d] = static_cast<Out>(static_cast<Real>(to[d]) / sum);
@@ -123,6 +128,8 @@ struct AttentionSimd {
     float* weights;   ///< [block][panel] scores, then weights
     float* keys;      ///< [block][key_width], when they cannot be used in place
     float* values;    ///< [block][value stride], the same
+    float* key_scales;    ///< [block] where rows have scales
+    float* value_scales;  ///< [block], the same
     float* position;  ///< [rows] relative to the task's first
     float* factor;    ///< [rows]
 
@@ -131,6 +138,8 @@ struct AttentionSimd {
           weights(memory.take<float>(block * panel)),
           keys(memory.take<float>(block * s.key_width)),
           values(memory.take<float>(block * attention_value_stride(s))),
+          key_scales(memory.take<float>(block)),
+          value_scales(memory.take<float>(block)),
           position(memory.take<float>(rows)),
           factor(memory.take<float>(rows)) {}
   };
@@ -167,9 +176,11 @@ struct AttentionSimd {
 
   // --- Register tiles ------------------------------------------------------------------------------------------------
 
-  /// Scores of `score_keys` keys against N vectors of rows: one fused multiply-add per element and d, in order.
-  template <int N>
-  static HYMBA_ALWAYS_INLINE void score_tile(const float* const (&keys)[score_keys], std::int64_t width,
+  /// Scores of `score_keys` keys against N vectors of rows: one fused multiply-add per element and d, in order. `scales`
+  /// of the keys where they are Scaled.
+  template <int N, bool Scaled>
+  static HYMBA_ALWAYS_INLINE void score_tile(const float* const (&keys)[score_keys],
+                                             [[maybe_unused]] const float* scales, std::int64_t width,
                                              const float* queries, float* scores) {
     V sum[score_keys][N];
     unrolled<score_keys>([&](auto i) { unrolled<N>([&](auto j) { sum[i][j] = simd::zero<A>(); }); });
@@ -181,8 +192,13 @@ struct AttentionSimd {
         unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(k, q[j], sum[i][j]); });
       });
     }
-    unrolled<score_keys>(
-        [&](auto i) { unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j]); }); });
+    unrolled<score_keys>([&](auto i) {
+      if constexpr (Scaled) {
+        const V by(scales[i]);
+        unrolled<N>([&](auto j) { sum[i][j] = sum[i][j] * by; });
+      }
+      unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j]); });
+    });
   }
 
   /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
@@ -210,8 +226,9 @@ struct AttentionSimd {
   // --- One panel of rows against one block of positions --------------------------------------------------------------
 
   /// weights[k][r] = score of key k and row r, for `vectors` vectors of rows.
-  static void scores(const float* keys, std::int64_t count, std::int64_t width, const float* queries,
-                     std::int64_t vectors, float* weights, const Ahead& ahead) {
+  template <bool Scaled>
+  static void scores(const float* keys, const float* scales, std::int64_t count, std::int64_t width,
+                     const float* queries, std::int64_t vectors, float* weights, const Ahead& ahead) {
     for (std::int64_t v = 0; v < vectors; v += score_vectors) {
       for (std::int64_t k = 0; k < count; k += score_keys) {
         ahead.with_scores(k);
@@ -222,13 +239,13 @@ struct AttentionSimd {
         float* const to = weights + k * panel + v * L;
         switch (vectors - v) {
           case 1:
-            score_tile<1>(rows, width, q, to);
+            score_tile<1, Scaled>(rows, scales + k, width, q, to);
             break;
           case 2:
-            score_tile<2>(rows, width, q, to);
+            score_tile<2, Scaled>(rows, scales + k, width, q, to);
             break;
           default:
-            score_tile<3>(rows, width, q, to);
+            score_tile<3, Scaled>(rows, scales + k, width, q, to);
             break;
         }
       }
@@ -252,9 +269,11 @@ struct AttentionSimd {
     }
   }
 
-  /// Scores to weights 2^(score - largest); updates `largest` and `sum`, and says by what earlier sums shrink.
-  static void softmax(std::int64_t count, std::int64_t vectors, float* weights, float* largest, float* sum,
-                      float* factor) {
+  /// Scores to weights 2^(score - largest); updates `largest` and `sum`, and says by what earlier sums shrink. Weights
+  /// are stored times the `scales` of the values that they will multiply where these are Scaled.
+  template <bool Scaled>
+  static void softmax(std::int64_t count, std::int64_t vectors, [[maybe_unused]] const float* scales, float* weights,
+                      float* largest, float* sum, float* factor) {
     for (std::int64_t v = 0; v < vectors; ++v) {
       float* const at = weights + v * L;
       const V before = simd::load<A>(largest + v * L);
@@ -263,7 +282,7 @@ struct AttentionSimd {
       V total = simd::zero<A>();
       for (std::int64_t k = 0; k < count; ++k) {
         const V w = simd::exp2_nonpositive<A>(simd::load<A>(at + k * panel) - most);
-        simd::store<A>(at + k * panel, w);
+        simd::store<A>(at + k * panel, Scaled ? w * V(scales[k]) : w);
         total = total + w;
       }
       const V shrink = simd::exp2_nonpositive<A>(before - most);
@@ -375,6 +394,27 @@ struct AttentionSimd {
     }
   }
 
+  /// The scales of positions [first, first + count) as floats; zeros for those in no segment, as for their numbers.
+  template <class E>
+  static void gather_scales(const AttentionTask<E>& t, std::int64_t first, std::int64_t count, const Workspace& w) {
+    if constexpr (scaled_rows<E>) {
+      std::fill_n(w.key_scales, block, 0.0f);
+      std::fill_n(w.value_scales, block, 0.0f);
+      for (int i = 0; i < t.sequence.segment_count; ++i) {
+        const KeyValueSegment<E>& s = t.sequence.segments[i];
+        const std::int64_t a = std::max(first, s.first_position), c = std::min(first + count, s.first_position + s.count);
+        if (a >= c) continue;
+        widen(t.key_scales(s, a), c - a, w.key_scales + (a - first));
+        widen(t.value_scales(s, a), c - a, w.value_scales + (a - first));
+      }
+    }
+  }
+  static void widen(const RowScale* from, std::int64_t count, float* to) {
+    std::int64_t i = 0;
+    for (; i + L <= count; i += L) simd::store<A>(to + i, simd::load<A>(from + i));
+    if (i < count) simd::store_partial<A>(to + i, simd::load_partial<A>(from + i, count - i), count - i);
+  }
+
   /// The block behind that at `first`, when one segment holds all of it.
   template <class E>
   static Ahead next_block(const AttentionTask<E>& t, std::int64_t first) {
@@ -425,6 +465,7 @@ struct AttentionSimd {
       } else {
         values = gather(t.sequence, a, c - a, shape.value_width, stride, value_rows_of, w.values);
       }
+      gather_scales(t, a, c - a, w);
       Ahead ahead = next_block(t, b);
       for (std::int64_t p = 0; p < rows; p += panel) {
         const std::int64_t here = std::min(panel, rows - p), vectors = (here + L - 1) / L;
@@ -432,11 +473,12 @@ struct AttentionSimd {
         const std::int64_t count = std::min(c, last + 1) - a;
         const bool in_window = shape.window == 0 || c - 1 >= first - shape.window || a < shape.pinned;
         if (count <= 0 || !in_window) continue;
-        scores(keys, count, shape.key_width, w.queries + p * shape.key_width, vectors, w.weights, ahead);
+        scores<scaled_rows<E>>(keys, w.key_scales, count, shape.key_width, w.queries + p * shape.key_width, vectors,
+                               w.weights, ahead);
         const bool all_old = a + count - 1 <= first;
         const bool all_near = shape.window == 0 || a >= last - shape.window || a + count <= shape.pinned;
         if (!all_old || !all_near) mask(shape, visible.first, a, count, w.position + p, vectors, w.weights);
-        softmax(count, vectors, w.weights, to.largest + p, to.sum + p, w.factor + p);
+        softmax<scaled_rows<E>>(count, vectors, w.value_scales, w.weights, to.largest + p, to.sum + p, w.factor + p);
         float* const sums = to.values + p * stride;
         if (direct != nullptr) {
           weighted_sum(w.weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, stride, ahead);

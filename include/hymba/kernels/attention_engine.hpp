@@ -5,6 +5,7 @@
 #pragma once
 
 #include <hymba/core/aligned_buffer.hpp>
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/core/view.hpp>
 #include <hymba/exec/kernel.hpp>
@@ -95,6 +96,13 @@ struct AttentionTask {
   }
   const E* values(const KeyValueSegment<E>& s, std::int64_t position) const {
     return s.values + head * s.value_head_stride + (position - s.first_position) * shape.value_width;
+  }
+  /// Their scales, where rows of E have them.
+  const RowScale* key_scales(const KeyValueSegment<E>& s, std::int64_t position) const {
+    return s.key_scales + head * s.scale_head_stride + (position - s.first_position);
+  }
+  const RowScale* value_scales(const KeyValueSegment<E>& s, std::int64_t position) const {
+    return s.value_scales + head * s.scale_head_stride + (position - s.first_position);
   }
 };
 

@@ -3,6 +3,7 @@
 // What attention works on: sizes of the heads, who sees whom, keys and values as they lie in caches, sequences.
 #pragma once
 
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 
 #include <cstdint>
@@ -34,6 +35,30 @@ struct KeyValueSegment {
   std::int64_t key_head_stride = 0, value_head_stride = 0;  ///< in elements
   std::int64_t first_position = 0;
   std::int64_t count = 0;
+  // Where rows of E have scales: [count] of head g at `key_scales + g * scale_head_stride`.
+  const RowScale* key_scales = nullptr;
+  const RowScale* value_scales = nullptr;
+  std::int64_t scale_head_stride = 0;
+
+  /// What the numbers of a row of head `head` are multiplied by: 1 where rows have no scales.
+  template <class Real>
+  Real key_scale(std::int64_t head, std::int64_t row) const {
+    return scale<Real>(key_scales, head, row);
+  }
+  template <class Real>
+  Real value_scale(std::int64_t head, std::int64_t row) const {
+    return scale<Real>(value_scales, head, row);
+  }
+
+ private:
+  template <class Real>
+  Real scale([[maybe_unused]] const RowScale* scales, std::int64_t head, std::int64_t row) const {
+    if constexpr (scaled_rows<E>) {
+      return static_cast<Real>(static_cast<float>(scales[head * scale_head_stride + row]));
+    } else {
+      return Real(1);
+    }
+  }
 };
 
 /// Rows [first_row, first_row + rows) of the matrices are one sequence; the first stands at position first_position.

@@ -103,8 +103,10 @@ class Workspace {
     if constexpr (Architecture<V>::has_attention) {
       for (StagedRows<E>& s : staged_) {
         s.capacity = max_rows_;
-        s.keys = arena.take<E>(rows * static_cast<std::size_t>(a.attention.keys_width()));
-        s.values = arena.take<E>(rows * static_cast<std::size_t>(a.attention.values_width()));
+        s.kv_heads = a.attention.kv_heads;
+        s.key_width = a.attention.key_width;
+        s.value_width = a.attention.value_width;
+        s.carve(arena);
       }
     }
     scratch.per_thread = scratch_bytes(model);

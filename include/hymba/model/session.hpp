@@ -151,7 +151,7 @@ class Session {
     out.value(static_cast<std::uint64_t>(has_logits_ ? 1 : 0));
     if (has_logits_) out.bytes(logits_.data(), logits_.size() * sizeof(float));
     visit_state(state_, [&](const void* data, std::size_t bytes) { out.bytes(data, bytes); });
-    return std::move(out).finish(data_->fingerprint());
+    return std::move(out).finish(data_->fingerprint(), cache_format<P::cache>::name);
   }
 
  private:
@@ -253,18 +253,11 @@ class Session {
   }
   template <class Visit>
   static void visit_positions(const LayerCache<E>& c, std::int64_t first, std::int64_t last, Visit& visit) {
-    for (std::int64_t p = first; p < last; ++p) {
-      const std::int64_t row = c.row_of(p);
-      for (int g = 0; g < c.kv_heads; ++g) {
-        visit(c.keys + g * c.key_head_stride() + row * c.key_width, static_cast<std::size_t>(c.key_width) * sizeof(E));
-        visit(c.values + g * c.value_head_stride() + row * c.value_width,
-              static_cast<std::size_t>(c.value_width) * sizeof(E));
-      }
-    }
+    for (std::int64_t p = first; p < last; ++p) c.visit_row(c.row_of(p), visit);
   }
 
   void restore(std::span<const std::byte> blob) {
-    detail::SnapshotReader in(blob, data_->fingerprint());
+    detail::SnapshotReader in(blob, data_->fingerprint(), cache_format<P::cache>::name);
     const auto count = in.value<std::int64_t>();
     if (count < 0 || count > max_context()) {
       throw SnapshotError(detail::message("snapshot: holds ", count, " tokens, this session has max_context ", max_context()));

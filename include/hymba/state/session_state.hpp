@@ -76,8 +76,7 @@ class SessionState {
           c.kv_heads = a.attention.kv_heads;
           c.key_width = a.attention.key_width;
           c.value_width = a.attention.value_width;
-          c.keys = arena.take<E>(static_cast<std::size_t>(c.capacity * a.attention.keys_width()));
-          c.values = arena.take<E>(static_cast<std::size_t>(c.capacity * a.attention.values_width()));
+          c.carve(arena);
         }
       }
       if (a.plan[i].has_ssm()) ssm_[static_cast<std::size_t>(i)] = arena.take<float>(static_cast<std::size_t>(ssm_floats_));
@@ -91,14 +90,7 @@ class SessionState {
       const std::int64_t end_a = a < from.meta ? from.meta : from.capacity;
       const std::int64_t end_b = b < to.meta ? to.meta : to.capacity;
       const std::int64_t run = std::min({last - first, end_a - a, end_b - b});
-      for (int g = 0; g < from.kv_heads; ++g) {
-        std::memcpy(to.keys + g * to.key_head_stride() + b * to.key_width,
-                    from.keys + g * from.key_head_stride() + a * from.key_width,
-                    static_cast<std::size_t>(run * from.key_width) * sizeof(E));
-        std::memcpy(to.values + g * to.value_head_stride() + b * to.value_width,
-                    from.values + g * from.value_head_stride() + a * from.value_width,
-                    static_cast<std::size_t>(run * from.value_width) * sizeof(E));
-      }
+      copy_rows<E>(from, a, to, b, run);
       first += run;
     }
   }

@@ -5,7 +5,7 @@
 //   offset  bytes
 //   0       8     magic "HYMBASNP"
 //   8       4     format version
-//   12      4     zero
+//   12      4     name of the caches' format, zeros behind it
 //   16      8     fingerprint of the model
 //   24      8     bytes of payload
 //   32      8     checksum of the payload
@@ -16,13 +16,16 @@
 
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
+#include <hymba/core/quoted.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <ios>
+#include <iterator>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -30,7 +33,7 @@
 HYMBA_NAMESPACE_BEGIN
 
 /// Version of the blob; a reader accepts its own only.
-inline constexpr std::uint32_t snapshot_version = 1;
+inline constexpr std::uint32_t snapshot_version = 2;
 
 namespace detail {
 
@@ -39,7 +42,7 @@ inline constexpr char snapshot_magic[8] = {'H', 'Y', 'M', 'B', 'A', 'S', 'N', 'P
 struct SnapshotHeader {
   char magic[8];
   std::uint32_t version;
-  std::uint32_t zero;
+  char cache[4];
   std::uint64_t fingerprint;
   std::uint64_t payload_bytes;
   std::uint64_t checksum;
@@ -75,9 +78,11 @@ class SnapshotWriter {
     static_assert(std::is_trivially_copyable_v<T>);
     bytes(&v, sizeof(T));
   }
-  std::vector<std::byte> finish(std::uint64_t fingerprint) && {
+  /// `cache`: the name of a cache_format.
+  std::vector<std::byte> finish(std::uint64_t fingerprint, std::string_view cache) && {
     SnapshotHeader header{};
     std::memcpy(header.magic, snapshot_magic, sizeof(snapshot_magic));
+    std::memcpy(header.cache, cache.data(), std::min(cache.size(), sizeof(header.cache)));
     header.version = snapshot_version;
     header.fingerprint = fingerprint;
     header.payload_bytes = blob_.size() - sizeof(header);
@@ -93,9 +98,9 @@ class SnapshotWriter {
 /// Reads what SnapshotWriter wrote; every read is checked against the end.
 class SnapshotReader {
  public:
-  /// @throws SnapshotError when the blob is not a snapshot, has another version, belongs to another model, is cut short,
-  /// has bytes behind its end, or is damaged.
-  SnapshotReader(std::span<const std::byte> blob, std::uint64_t fingerprint) {
+  /// @throws SnapshotError when the blob is not a snapshot, has another version, belongs to another model or one with
+  /// caches in another format, is cut short, has bytes behind its end, or is damaged.
+  SnapshotReader(std::span<const std::byte> blob, std::uint64_t fingerprint, std::string_view cache) {
     SnapshotHeader header{};
     if (blob.size() < sizeof(header)) {
       throw SnapshotError(message("snapshot: ", blob.size(), " bytes, expected at least ", sizeof(header)));
@@ -104,7 +109,7 @@ class SnapshotReader {
     if (std::memcmp(header.magic, snapshot_magic, sizeof(snapshot_magic)) != 0) {
       throw SnapshotError("snapshot: this is not a session snapshot (it does not begin with HYMBASNP)");
     }
-    if (header.version != snapshot_version || header.zero != 0) {
+    if (header.version != snapshot_version) {
       throw SnapshotError(message("snapshot: format version ", header.version, ", expected ", snapshot_version));
     }
     rest_ = blob.subspan(sizeof(header));
@@ -114,8 +119,13 @@ class SnapshotReader {
     if (header.checksum != checksum(rest_)) {
       throw SnapshotError("snapshot: damaged: its checksum does not match its content");
     }
+    const auto* const end = std::find(std::begin(header.cache), std::end(header.cache), '\0');
+    const std::string_view held(header.cache, static_cast<std::size_t>(end - header.cache));
+    if (held != cache) {
+      throw SnapshotError(message("snapshot: its caches are in ", quote(held), ", this model's in ", quote(cache)));
+    }
     if (header.fingerprint != fingerprint) {
-      throw SnapshotError(message("snapshot: taken from another model or storage format (fingerprint ", std::hex,
+      throw SnapshotError(message("snapshot: taken from another model or format of weights (fingerprint ", std::hex,
                                   header.fingerprint, ", this model has ", fingerprint, ")"));
     }
   }

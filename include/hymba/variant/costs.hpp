@@ -3,6 +3,7 @@
 // What a variant costs: parameters, bytes of cache, bytes of recurrent state. Constant expressions for static variants.
 #pragma once
 
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/variant/architecture.hpp>
 #include <hymba/variant/tensors.hpp>
@@ -33,36 +34,39 @@ constexpr std::int64_t cached_positions(int window, int meta, std::int64_t conte
   return meta + (window == 0 ? context : std::min<std::int64_t>(context, std::int64_t{window} + 1));
 }
 
-/// Bytes of keys and values of one session with room for `context` tokens (meta tokens come on top and are counted).
+/// Bytes of the keys and values of one position in one layer's cache.
 template <class V>
-constexpr std::size_t cache_bytes(const Architecture<V>& a, std::size_t element_bytes, std::int64_t context) {
-  std::int64_t elements = 0;
+constexpr std::size_t position_bytes(const Architecture<V>& a, CacheElementBytes bytes) {
   if constexpr (Architecture<V>::has_attention) {
-    const std::int64_t width = a.attention.keys_width() + a.attention.values_width();
-    for (int i = 0; i < a.layers; ++i) {
-      if (a.plan[i].has_attention() && a.plan.produces(i)) {
-        elements += cached_positions(a.plan[i].window, a.meta_tokens(), context) * width;
-      }
+    return static_cast<std::size_t>(a.attention.keys_width() + a.attention.values_width()) * bytes.element +
+           2 * static_cast<std::size_t>(a.attention.kv_heads) * bytes.row;
+  } else {
+    return 0;
+  }
+}
+
+/// Bytes of keys and values of one session with room for `context` tokens (meta tokens come on top and are counted).
+/// `bytes`: those of a number, or `cache_element_bytes<E>` for a cache of E.
+template <class V>
+constexpr std::size_t cache_bytes(const Architecture<V>& a, CacheElementBytes bytes, std::int64_t context) {
+  std::int64_t positions = 0;
+  for (int i = 0; i < a.layers; ++i) {
+    if (a.plan[i].has_attention() && a.plan.produces(i)) {
+      positions += cached_positions(a.plan[i].window, a.meta_tokens(), context);
     }
   }
-  return static_cast<std::size_t>(elements) * element_bytes;
+  return static_cast<std::size_t>(positions) * position_bytes(a, bytes);
 }
 /// The same for a static variant under a policy: `cache_bytes<Tiny, Cpu<>>(8192)`.
 template <class V, class Policy>
 constexpr std::size_t cache_bytes(std::int64_t context) {
-  return cache_bytes(architecture<V>, sizeof(typename Policy::cache_element), context);
+  return cache_bytes(architecture<V>, cache_element_bytes<typename Policy::cache_element>, context);
 }
 
 /// What a plain transformer of the same depth, heads and widths would cache: every layer global, nothing shared.
 template <class V>
-constexpr std::size_t transformer_cache_bytes(const Architecture<V>& a, std::size_t element_bytes,
-                                              std::int64_t context) {
-  if constexpr (Architecture<V>::has_attention) {
-    const std::int64_t width = a.attention.keys_width() + a.attention.values_width();
-    return static_cast<std::size_t>(context * width * a.layers) * element_bytes;
-  } else {
-    return 0;
-  }
+constexpr std::size_t transformer_cache_bytes(const Architecture<V>& a, CacheElementBytes bytes, std::int64_t context) {
+  return static_cast<std::size_t>(context * a.layers) * position_bytes(a, bytes);
 }
 
 /// Bytes of recurrent state (convolution tails and SSM states, single precision) of one session.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Attention over bf16 caches on AMX tiles, for prefill and decode.
+// op::Attention over bf16 and int8 caches on AMX tiles, for prefill and decode.
 #pragma once
 
+#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
 #include <hymba/core/view.hpp>
@@ -29,7 +30,8 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace detail::amx {
 
-/// The sums of a span on tiles: queries, keys, values and weights in bf16, sums and softmax in single precision.
+/// The sums of a span on tiles: queries, keys, values and weights in bf16, sums and softmax in single precision. Signed
+/// bytes are bf16 once packed, exactly; their rows' scales meet the scores and the weights.
 ///
 /// Scores are Q K^T and the weighted sum is P V, 32 positions (a step) at a time, steps at multiples of their size.
 /// Rows of scores are then rows of weights: narrowing two vectors of them gives the left operand of the second product
@@ -58,14 +60,25 @@ struct AttentionTiles {
     bf16* keys;      ///< [steps][depth steps][2] tiles, each of 16 positions
     bf16* values;    ///< [value tiles][steps] tiles
     float* scores;   ///< [panel][score_stride], then weights at the start of each row
-    bf16* gathered;  ///< [step][the larger width]: rows that do not lie together
+    bf16* gathered;  ///< [step][the larger width]: rows that do not lie together, in the cache's format
+    float* key_scales;    ///< [attention_span] where rows have scales
+    float* value_scales;  ///< [attention_span], the same
 
     constexpr Workspace(const AttentionShape& s, std::int64_t rows, AttentionMemory& memory)
         : queries(memory.take<bf16>(rows * depth_steps(s) * tile_depth)),
           keys(memory.take<bf16>(steps * depth_steps(s) * 2 * tile_size)),
           values(memory.take<bf16>(value_tiles(s) * steps * tile_size)),
           scores(memory.take<float>(panel * score_stride)),
-          gathered(memory.take<bf16>(step * std::max(s.key_width, s.value_width))) {}
+          gathered(memory.take<bf16>(step * std::max(s.key_width, s.value_width))),
+          key_scales(memory.take<float>(attention_span)),
+          value_scales(memory.take<float>(attention_span)) {}
+
+    /// Room for rows of a cache of E.
+    template <class E>
+    E* rows() const {
+      static_assert(sizeof(E) <= sizeof(bf16));
+      return reinterpret_cast<E*>(gathered);
+    }
   };
 
   /// The steps of the span at `start` that hold something visible: those of the pinned positions, those of the others.
@@ -115,10 +128,9 @@ struct AttentionTiles {
   /// Rows [first, first + step) of keys or values: where they lie when one segment holds them all, else a copy with
   /// zeros for those in no segment, which nobody sees and which are multiplied by zero.
   template <class E, class Rows>
-  static const bf16* rows_at(const AttentionTask<E>& t, std::int64_t first, std::int64_t width, Rows&& rows,
-                             bf16* gathered) {
+  static const E* rows_at(const AttentionTask<E>& t, std::int64_t first, std::int64_t width, Rows&& rows, E* gathered) {
     if (const KeyValueSegment<E>* const s = t.holder(first, step)) return rows(*s, first);
-    std::fill_n(gathered, step * width, bf16());
+    std::fill_n(gathered, step * width, E());
     for (int i = 0; i < t.sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = t.sequence.segments[i];
       const std::int64_t a = std::max(first, s.first_position), c = std::min(first + step, s.first_position + s.count);
@@ -133,10 +145,11 @@ struct AttentionTiles {
    public:
     Ahead() = default;
     /// `columns` of each of a step's rows of `width`, in `parts` parts.
-    Ahead(const bf16* rows, std::int64_t width, std::int64_t columns, std::int64_t parts)
+    template <class E>
+    Ahead(const E* rows, std::int64_t width, std::int64_t columns, std::int64_t parts)
         : at_(reinterpret_cast<const char*>(rows)),
-          row_bytes_(width * static_cast<std::int64_t>(sizeof(bf16))),
-          bytes_(columns * static_cast<std::int64_t>(sizeof(bf16))),
+          row_bytes_(width * static_cast<std::int64_t>(sizeof(E))),
+          bytes_(columns * static_cast<std::int64_t>(sizeof(E))),
           rows_(step),
           share_(units_of(step, parts)) {}
     HYMBA_ALWAYS_INLINE void fetch() {
@@ -207,20 +220,44 @@ struct AttentionTiles {
   template <class E>
   static void pack_keys(const AttentionTask<E>& t, std::int64_t first, Ahead next, const Workspace& w, bf16* to) {
     const std::int64_t width = t.shape.key_width;
-    const bf16* const from = rows_at(
-        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.keys(s, p); }, w.gathered);
-    for (std::int64_t d = 0; d < width; d += tile_depth) {
-      for (std::int64_t k = 0; k < step; k += tile_rows, to += tile_size) {
-        next.fetch();
-        if (width - d >= tile_depth) {
-          pack_tile<Depth::along, true, false>(from + k * width + d, width, tile_rows, tile_depth, to);
-        } else {
-          pack_tile<Depth::along, true, true>(from + k * width + d, width, tile_rows, width - d, to);
+    const E* const from = rows_at(
+        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.keys(s, p); },
+        w.template rows<E>());
+    if constexpr (scaled_rows<E>) {
+      for (std::int64_t d = 0; d < width; d += 2 * tile_depth, to += 4 * tile_size) {
+        for (std::int64_t k = 0; k < step; k += tile_rows) {
+          next.fetch();
+          next.fetch();
+          bf16* const tile = to + k / tile_rows * tile_size;
+          if (width - d >= 2 * tile_depth) {
+            pack_bytes_transposed<false>(from + k * width + d, width, 2 * tile_depth, tile, 2 * tile_size);
+          } else {
+            pack_bytes_transposed<true>(from + k * width + d, width, width - d, tile, 2 * tile_size);
+          }
+        }
+      }
+    } else {
+      for (std::int64_t d = 0; d < width; d += tile_depth) {
+        for (std::int64_t k = 0; k < step; k += tile_rows, to += tile_size) {
+          next.fetch();
+          if (width - d >= tile_depth) {
+            pack_tile<Depth::along, true, false>(from + k * width + d, width, tile_rows, tile_depth, to);
+          } else {
+            pack_tile<Depth::along, true, true>(from + k * width + d, width, tile_rows, width - d, to);
+          }
         }
       }
     }
   }
   /// 32 columns of two rows of values as pairs, 16 of them in each of two tiles.
+  template <bool Partial>
+  static HYMBA_ALWAYS_INLINE void pack_pairs(const std::int8_t* even, const std::int8_t* odd, std::int64_t columns,
+                                             bf16* left, bf16* right) {
+    _mm512_store_si512(left, pairs_of(load_integers<Partial>(even, columns), load_integers<Partial>(odd, columns)));
+    if (Partial && columns <= tile_rows) return;
+    _mm512_store_si512(right, pairs_of(load_integers<Partial>(even + tile_rows, columns - tile_rows),
+                                       load_integers<Partial>(odd + tile_rows, columns - tile_rows)));
+  }
   template <bool Partial>
   static HYMBA_ALWAYS_INLINE void pack_pairs(const bf16* even, const bf16* odd, std::int64_t columns, bf16* left,
                                              bf16* right) {
@@ -237,8 +274,9 @@ struct AttentionTiles {
                           const Workspace& w, bf16* to, std::int64_t stride) {
     const std::int64_t width = t.shape.value_width, c = columns.first * tile_rows;
     const std::int64_t count = std::min(columns.count * tile_rows, width - c);
-    const bf16* from = rows_at(
-        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.values(s, p); }, w.gathered);
+    const E* from = rows_at(
+        t, first, width, [&](const KeyValueSegment<E>& s, std::int64_t p) { return t.values(s, p); },
+        w.template rows<E>());
     from += c;
     for (std::int64_t p = 0; p < tile_rows; ++p, from += 2 * width, to += tile_depth) {
       next.fetch();
@@ -248,6 +286,30 @@ struct AttentionTiles {
         pack_pairs<false>(from + i, from + width + i, tile_depth, tile, tile + stride);
       }
       if (i < count) pack_pairs<true>(from + i, from + width + i, count - i, tile, tile + stride);
+    }
+  }
+
+  /// The scales of what the steps hold of the span at `start`, as floats; zeros for positions in no segment.
+  template <class E>
+  static void gather_scales(const AttentionTask<E>& t, std::int64_t start, const Steps& all, const Workspace& w) {
+    if constexpr (scaled_rows<E>) {
+      const std::int64_t first = start + all.first() * step, end = start + all.last() * step;
+      std::fill_n(w.key_scales, attention_span, 0.0f);
+      std::fill_n(w.value_scales, attention_span, 0.0f);
+      for (int i = 0; i < t.sequence.segment_count; ++i) {
+        const KeyValueSegment<E>& s = t.sequence.segments[i];
+        const std::int64_t a = std::max(first, s.first_position), c = std::min(end, s.first_position + s.count);
+        if (a >= c) continue;
+        widen(t.key_scales(s, a), c - a, w.key_scales + (a - start));
+        widen(t.value_scales(s, a), c - a, w.value_scales + (a - start));
+      }
+    }
+  }
+  static void widen(const RowScale* from, std::int64_t count, float* to) {
+    for (std::int64_t i = 0; i < count; i += tile_rows, from += tile_rows, to += tile_rows) {
+      const __mmask16 mask = first_lanes(count - i);
+      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+      _mm512_mask_storeu_ps(to, mask, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)));
     }
   }
 
@@ -401,12 +463,26 @@ struct AttentionTiles {
 
   /// A row of scores to weights, its largest score and the sum of its weights, as they are narrowed: what is divided by
   /// is what was multiplied with. `scale` in units of log2. Weights may lie where the scores do.
-  static HYMBA_ALWAYS_INLINE void softmax(const float* scores, const Steps& own, float scale, bf16* weights,
-                                          float& largest, float& sum) {
+  ///
+  /// Where rows are Scaled, scores are multiplied by the keys' scales first, and narrowed weights are times those of the
+  /// values: the sum is then of weights before that, in single precision.
+  template <bool Scaled>
+  static HYMBA_ALWAYS_INLINE void softmax(float* scores, const Steps& own, float scale,
+                                          [[maybe_unused]] const float* key_scales,
+                                          [[maybe_unused]] const float* value_scales, bf16* weights, float& largest,
+                                          float& sum) {
     __m512 m0 = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), m1 = m0;
     own.each([&](std::int64_t s) {
-      m0 = _mm512_max_ps(_mm512_load_ps(scores + s * step), m0);
-      m1 = _mm512_max_ps(_mm512_load_ps(scores + s * step + 16), m1);
+      __m512 a = _mm512_load_ps(scores + s * step), c = _mm512_load_ps(scores + s * step + 16);
+      if constexpr (Scaled) {
+        // A hidden score times zero is NaN: no maximum, no weight.
+        a = _mm512_mul_ps(a, _mm512_load_ps(key_scales + s * step));
+        c = _mm512_mul_ps(c, _mm512_load_ps(key_scales + s * step + 16));
+        _mm512_store_ps(scores + s * step, a);
+        _mm512_store_ps(scores + s * step + 16, c);
+      }
+      m0 = _mm512_max_ps(a, m0);
+      m1 = _mm512_max_ps(c, m1);
     });
     const float most = _mm512_reduce_max_ps(_mm512_max_ps(m0, m1));
     if (!(most > -std::numeric_limits<float>::infinity())) {
@@ -418,13 +494,21 @@ struct AttentionTiles {
     largest = most * scale;
     constexpr float unit = 0x1p23f;
     const __m512 by = _mm512_set1_ps(scale * unit), bias = _mm512_set1_ps((127.0f - largest) * unit);
-    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+    [[maybe_unused]] const __m512i ones = _mm512_set1_epi32(0x3f803f80);
     __m512 total = _mm512_setzero_ps();
     own.each([&](std::int64_t s) {
-      const __m512i p = narrow(exp2(_mm512_load_ps(scores + s * step), by, bias),
-                               exp2(_mm512_load_ps(scores + s * step + 16), by, bias));
-      _mm512_store_si512(weights + s * step, p);
-      total = _mm512_dpbf16_ps(total, (__m512bh)p, (__m512bh)ones);
+      const __m512 a = exp2(_mm512_load_ps(scores + s * step), by, bias);
+      const __m512 c = exp2(_mm512_load_ps(scores + s * step + 16), by, bias);
+      if constexpr (Scaled) {
+        _mm512_store_si512(weights + s * step,
+                           narrow(_mm512_mul_ps(a, _mm512_load_ps(value_scales + s * step)),
+                                  _mm512_mul_ps(c, _mm512_load_ps(value_scales + s * step + 16))));
+        total = _mm512_add_ps(total, _mm512_add_ps(a, c));
+      } else {
+        const __m512i p = narrow(a, c);
+        _mm512_store_si512(weights + s * step, p);
+        total = _mm512_dpbf16_ps(total, (__m512bh)p, (__m512bh)ones);
+      }
     });
     sum = _mm512_reduce_add_ps(total);
   }
@@ -437,6 +521,7 @@ struct AttentionTiles {
     const std::int64_t depth = depth_steps(t.shape), tiles = value_tiles(t.shape), rows = t.rows();
     const TileScope scope;
     const Steps all(visible, start);
+    gather_scales(t, start, all, w);
     if (rows <= tile_rows) {
       // Every packed tile is used once, from a small buffer: second-level caches are slow to write.
       const Walk<E> walk(t, visible, start, all, columns_at_once);
@@ -488,7 +573,8 @@ struct AttentionTiles {
     for (std::int64_t i = 0; i < count; ++i) {
       float* const row = w.scores + i * score_stride;
       hide(t.shape, visible.first + (first + i) / r, start, own, row);
-      softmax(row, own, scale, reinterpret_cast<bf16*>(row), to.largest[first + i], to.sum[first + i]);
+      softmax<scaled_rows<E>>(row, own, scale, w.key_scales, w.value_scales, reinterpret_cast<bf16*>(row),
+                              to.largest[first + i], to.sum[first + i]);
     }
     written_before_tiles();
     return reinterpret_cast<const bf16*>(w.scores);
@@ -497,9 +583,9 @@ struct AttentionTiles {
 
 }  // namespace detail::amx
 
-/// op::Attention over bf16 caches with queries and weights rounded to bf16 too (nearest even; subnormals become zero);
-/// scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other caches it is that
-/// of Base.
+/// op::Attention over bf16 and int8 caches with queries and weights rounded to bf16 too (nearest even; subnormals become
+/// zero); scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other caches it is
+/// that of Base.
 template <class Base>
 struct kernel_for<op::Attention, arch::amx<Base>> {
   using Impl = detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>;
@@ -512,7 +598,7 @@ struct kernel_for<op::Attention, arch::amx<Base>> {
   template <class E, class Exec>
   static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
                   std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    if constexpr (std::is_same_v<E, bf16>) {
+    if constexpr (std::is_same_v<E, bf16> || scaled_rows<E>) {
       Impl::template run<E>(exec, scratch, shape, q, sequences, out);
     } else {
       kernel_for<op::Attention, Base>::template run<E>(exec, scratch, shape, q, sequences, out);

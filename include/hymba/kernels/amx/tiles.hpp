@@ -96,6 +96,22 @@ HYMBA_ALWAYS_INLINE __m512i load_row(const bf16* from, std::int64_t count) {
   }
 }
 
+/// 16 integers below 129 in magnitude and 16 more as 16 pairs of bf16. Exact: the upper half of such a float is all of it.
+HYMBA_ALWAYS_INLINE __m512i pairs_of(__m512i even, __m512i odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
+  const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(0xffff0000u)), high, low, 0xca);
+}
+/// 16 consecutive signed bytes as integers; with `Partial` only the first `count` exist and the others are zero.
+template <bool Partial>
+HYMBA_ALWAYS_INLINE __m512i load_integers(const std::int8_t* from, std::int64_t count) {
+  if constexpr (Partial) {
+    return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from));
+  } else {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+}
+
 /// 16 numbers and 16 more as 16 pairs.
 HYMBA_ALWAYS_INLINE __m512i interleave(__m512i rows) {
   alignas(64) static constexpr std::uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -152,6 +168,30 @@ HYMBA_ALWAYS_INLINE void pack_tile(const Element* from, std::int64_t stride, std
   if constexpr (Transposed) transpose(v);
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) _mm512_store_si512(to + r * tile_depth, v[r]);
+}
+
+/// 16 rows of `deep` signed bytes, at most 64, as tiles of the right operand, transposed: one, and with more than 32 bytes
+/// another `next` numbers behind it. Quads of bytes are transposed and widened then: half as much as pairs of bf16.
+template <bool Partial>
+HYMBA_ALWAYS_INLINE void pack_bytes_transposed(const std::int8_t* from, std::int64_t stride, std::int64_t deep, bf16* to,
+                                               std::int64_t next) {
+  __m512i v[16];
+  [[maybe_unused]] const __mmask64 mask = deep >= 64 ? ~__mmask64{0} : (__mmask64{1} << deep) - 1u;
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) {
+    v[r] = Partial ? _mm512_maskz_loadu_epi8(mask, from + r * stride) : _mm512_loadu_si512(from + r * stride);
+  }
+  transpose(v);
+#pragma GCC unroll 16
+  for (int q = 0; q < 16; ++q) {
+    if (Partial && q >= 8 && deep <= tile_depth) break;
+    bf16* const at = to + (q < 8 ? 0 : next) + q % 8 * 2 * tile_depth;
+    const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(v[q], 24), 24);
+    const __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(v[q], 16), 24);
+    const __m512i third = _mm512_srai_epi32(_mm512_slli_epi32(v[q], 8), 24);
+    _mm512_store_si512(at, pairs_of(first, second));
+    _mm512_store_si512(at + tile_depth, pairs_of(third, _mm512_srai_epi32(v[q], 24)));
+  }
 }
 
 /// A block of one operand as panels of [step][2 tiles]; the panels are `steps` steps long. Walks the source along its
