@@ -7,8 +7,6 @@
 // limit that this process measured. The limit is the time in which memory delivers the weights or the unit that
 // multiplies does the products (single-precision multiply-adds, dot products of bytes, tiles), whichever is longer. The
 // limits are measured again between benchmarks, and the best counts. Environment: HYMBA_BENCH_THREADS (default: all).
-#include "limits.hpp"
-
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/amx.hpp>
 #include <hymba/exec/dot.hpp>
@@ -17,8 +15,8 @@
 #include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 
-#include <Eigen/Core>
 #include <benchmark/benchmark.h>
+#include <Eigen/Core>
 
 #include <algorithm>
 #include <cmath>
@@ -30,6 +28,8 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "limits.hpp"
 
 namespace {
 
@@ -241,11 +241,12 @@ int main(int argc, char** argv) {
     }
   }
   benchmark::RunSpecifiedBenchmarks();
-  std::fprintf(stderr,
-               "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s, dot products of bytes %.1f, tiles %.1f in "
-               "bf16 and %.1f in int8\n",
-               hymba_bench::threads(), limits().read * 1e-9, limits().vectors * 1e-9, limits().dots * 1e-9,
-               limits().tiles_bf16 * 1e-9, limits().tiles_bytes * 1e-9);
+  std::fprintf(
+      stderr,
+      "limits with %d threads: read %.1f GB/s, multiply-add %.1f GFLOP/s, dot products of bytes %.1f, tiles %.1f in "
+      "bf16 and %.1f in int8\n",
+      hymba_bench::threads(), limits().read * 1e-9, limits().vectors * 1e-9, limits().dots * 1e-9,
+      limits().tiles_bf16 * 1e-9, limits().tiles_bytes * 1e-9);
   benchmark::Shutdown();
   return 0;
 }

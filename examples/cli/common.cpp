@@ -3,10 +3,10 @@
 
 #include <hymba/core/error.hpp>
 #include <hymba/core/tensor_check.hpp>
-#include <hymba/io/architecture_from.hpp>
-#include <hymba/io/atomic_file.hpp>
 #include <hymba/exec/amx.hpp>
 #include <hymba/exec/dot.hpp>
+#include <hymba/io/architecture_from.hpp>
+#include <hymba/io/atomic_file.hpp>
 #include <hymba/io/checkpoint.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
 #include <hymba/kernels/dot/units.hpp>
@@ -69,19 +69,19 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
   command.add_option("--model", o.model, "Folder with config.json and the weights")->required()->type_name("DIR");
   add_number(command, "--threads", o.threads, "Threads; 0: all cores");
   command
-      .add_option("--weights", o.weights,
-                  "Weights in memory. Default: as every matrix of the checkpoint is stored, else f32, so that nothing is "
-                  "lost")
+      .add_option(
+          "--weights", o.weights,
+          "Weights in memory. Default: as every matrix of the checkpoint is stored, else f32, so that nothing is "
+          "lost")
       ->type_name("f32|f16|bf16|int8|int4");
+  command.add_option("--cache", o.cache, "Keys and values in memory. Default: f32")->type_name("f32|f16|bf16|int8");
   command
-      .add_option("--cache", o.cache, "Keys and values in memory. Default: f32")
-      ->type_name("f32|f16|bf16|int8");
-  command
-      .add_option("--arch", o.arch,
-                  "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
-                  "of bytes (VNNI and its like), which round activations to 8 bits; amx: tiles, which round activations to "
-                  "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it, else dot where the "
-                  "weights are int8 or int4, else simd")
+      .add_option(
+          "--arch", o.arch,
+          "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
+          "of bytes (VNNI and its like), which round activations to 8 bits; amx: tiles, which round activations to "
+          "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it, else dot where the "
+          "weights are int8 or int4, else simd")
       ->type_name("auto|simd|dot|amx");
   if (max_context_default != nullptr) {
     add_number(command, "--max-context", o.max_context,
@@ -143,8 +143,8 @@ std::string name_of(hymba::Cache c) {
   return with_cache(c, [](auto format) { return std::string(hymba::cache_format<format()>::name); });
 }
 hymba::Weights weights_named(std::string_view name) {
-  for (const auto w : {hymba::Weights::f32, hymba::Weights::f16, hymba::Weights::bf16, hymba::Weights::int8,
-                       hymba::Weights::int4}) {
+  for (const auto w :
+       {hymba::Weights::f32, hymba::Weights::f16, hymba::Weights::bf16, hymba::Weights::int8, hymba::Weights::int4}) {
     if (name == name_of(w)) return w;
   }
   throw UsageError(message("--weights is ", quoted(name), ", expected f32, f16, bf16, int8 or int4"));
@@ -172,9 +172,8 @@ std::size_t machine_memory() {
 }
 
 hymba::CacheElementBytes element_bytes(hymba::Cache c) {
-  return with_cache(c, [](auto format) {
-    return hymba::cache_element_bytes<typename hymba::cache_format<format()>::element>;
-  });
+  return with_cache(
+      c, [](auto format) { return hymba::cache_element_bytes<typename hymba::cache_format<format()>::element>; });
 }
 
 /// The format of weights in which every matrix of a checkpoint is used where it lies; f32 when there is none.
@@ -215,8 +214,8 @@ std::unique_ptr<AnyModel> make_with(const Formats& formats, const AnyArchitectur
 
 std::unique_ptr<AnyModel> make_in(const Formats& formats, const AnyArchitecture& a, hymba::TensorTable table,
                                   const std::string& source) {
-  return hymba::detail::with_format(
-      formats.weights, [&](auto w) { return make_with<w()>(formats, a, std::move(table), source); });
+  return hymba::detail::with_format(formats.weights,
+                                    [&](auto w) { return make_with<w()>(formats, a, std::move(table), source); });
 }
 
 /// Whether this program was compiled for tiles and the machine has them.
@@ -247,7 +246,8 @@ void check_arch(const CommonOptions& o) {
     throw UsageError("--arch is amx, but this program was not compiled for AMX, or the machine has none");
   }
   if (o.arch == "dot" && !dots_available()) {
-    throw UsageError("--arch is dot, but this program was not compiled for dot products of bytes, or the machine has none");
+    throw UsageError(
+        "--arch is dot, but this program was not compiled for dot products of bytes, or the machine has none");
   }
 }
 

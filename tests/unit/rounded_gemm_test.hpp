@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the tests of op::Gemm on architectures that round operands share: problems, and their answers from the products of
-// the rounded operands in double.
+// What the tests of op::Gemm on architectures that round operands share: problems, and their answers from the products
+// of the rounded operands in double.
 #pragma once
 
 #include <hymba/core/aligned_buffer.hpp>
@@ -52,8 +52,9 @@ inline double seen_by_tiles(float value) {
   return static_cast<double>(static_cast<float>(bf16(value)));
 }
 
-/// Activations as int8 and int4 weights meet them, by the rule: the scale of each 256 columns is their largest magnitude
-/// over 127, and each number is the nearest multiple of it (an even one when two are as near). Returns the largest error.
+/// Activations as int8 and int4 weights meet them, by the rule: the scale of each 256 columns is their largest
+/// magnitude over 127, and each number is the nearest multiple of it (an even one when two are as near). Returns the
+/// largest error.
 inline double quantise_by_rule(const float* row, std::int64_t cols, double* integers, double* scales) {
   double worst = 0;
   for (std::int64_t first = 0; first < cols; first += 256) {
@@ -130,7 +131,8 @@ struct Problem {
   void check(const Matrix<float>& y, bool with_bias, Store store, bool exact = false) const {
     hymba_test::Worst worst;
     const std::int64_t block = bytes ? 256 : in, blocks = (in + block - 1) / block;
-    std::vector<double> left(at(out * in)), left_scale(at(out * blocks), 1.0), right(at(in)), right_scale(at(blocks), 1.0);
+    std::vector<double> left(at(out * in)), left_scale(at(out * blocks), 1.0), right(at(in)),
+        right_scale(at(blocks), 1.0);
     for (std::int64_t o = 0; o < out; ++o) {
       const std::byte* row = weights().row(o);
       for (std::int64_t i = 0; i < in; ++i) {
@@ -167,7 +169,8 @@ struct Problem {
           magnitude += bytes ? std::fabs(part * scale) : part_magnitude;
         }
         // Bytes: the sum of a block is exact; one rounding of its scale, one of each addition of a block, one each for
-        // the bias and the old value. bf16: a sum of n products in any order, and the same two; subnormal sums are zero.
+        // the bias and the old value. bf16: a sum of n products in any order, and the same two; subnormal sums are
+        // zero.
         const double roundings = static_cast<double>(bytes ? blocks : in) + 3.0;
         const double bound = hymba_test::gamma(roundings) * magnitude + roundings * 0x1p-126;
         worst.add(static_cast<double>(y(t, o)), sum, exact ? 0.0 : bound, t, o);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whole models in every weight format, on vectors and on tiles: what a format rounds is its weights (and, on tiles, what
-// they are multiplied by) and nothing else; and however a text is read, the logits are the same.
-#include "model_support.hpp"
-#include "temp_folder.hpp"
-
+// Whole models in every weight format, on vectors and on tiles: what a format rounds is its weights (and, on tiles,
+// what they are multiplied by) and nothing else; and however a text is read, the logits are the same.
 #include <hymba/kernels/amx/gemm.hpp>
 
 #include <type_traits>
+
+#include "model_support.hpp"
+#include "temp_folder.hpp"
 
 using namespace hymba;
 using namespace model_test;
@@ -17,12 +17,13 @@ namespace {
 template <Weights W>
 using OnVectors = Cpu<W, Cache::bf16>;
 
-const std::initializer_list<const char*> varied = {"hymba_tiny", "groups_of_three", "window_smaller_than_meta",
-                                                   "window_one", "no_meta",         "all_windows",
-                                                   "odd_sizes",  "mixed_kinds",     "ssm_only",
-                                                   "attention_only", "fusion_concat", "untied_output"};
+const std::initializer_list<const char*> varied = {"hymba_tiny",     "groups_of_three", "window_smaller_than_meta",
+                                                   "window_one",     "no_meta",         "all_windows",
+                                                   "odd_sizes",      "mixed_kinds",     "ssm_only",
+                                                   "attention_only", "fusion_concat",   "untied_output"};
 
-/// Text read in one pass, in chunks, in a batch with others, and from a snapshot: `tolerance` of the largest logit apart.
+/// Text read in one pass, in chunks, in a batch with others, and from a snapshot: `tolerance` of the largest logit
+/// apart.
 template <class P>
 void check_ways_of_reading(double tolerance) {
   for (const char* name : varied) {
@@ -91,9 +92,15 @@ TEST_CASE("f16 weights: nothing else is rounded") { check_nothing_else_is_rounde
 TEST_CASE("int8 weights: nothing else is rounded") { check_nothing_else_is_rounded<Weights::int8>(); }
 TEST_CASE("int4 weights: nothing else is rounded") { check_nothing_else_is_rounded<Weights::int4>(); }
 
-TEST_CASE("every way of reading gives the same logits: f16 weights") { check_ways_of_reading<OnVectors<Weights::f16>>(2e-5); }
-TEST_CASE("every way of reading gives the same logits: int8 weights") { check_ways_of_reading<OnVectors<Weights::int8>>(2e-5); }
-TEST_CASE("every way of reading gives the same logits: int4 weights") { check_ways_of_reading<OnVectors<Weights::int4>>(2e-5); }
+TEST_CASE("every way of reading gives the same logits: f16 weights") {
+  check_ways_of_reading<OnVectors<Weights::f16>>(2e-5);
+}
+TEST_CASE("every way of reading gives the same logits: int8 weights") {
+  check_ways_of_reading<OnVectors<Weights::int8>>(2e-5);
+}
+TEST_CASE("every way of reading gives the same logits: int4 weights") {
+  check_ways_of_reading<OnVectors<Weights::int4>>(2e-5);
+}
 
 #if defined(HYMBA_AMX)
 
@@ -122,7 +129,8 @@ TEST_CASE("every way of reading gives the same bits on tiles: int4 weights") { c
 
 TEST_CASE("bf16 weights on tiles: activations are rounded to bf16") {
   if (!amx_available()) return;
-  // Half a unit in the last place, 2^-9, of each activation, seen through models that magnify it less than a hundredfold.
+  // Half a unit in the last place, 2^-9, of each activation, seen through models that magnify it less than a
+  // hundredfold.
   for (const char* name : varied) {
     CAPTURE(name);
     const Golden golden = read_golden(golden_root() / name);

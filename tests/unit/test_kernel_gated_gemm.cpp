@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::GatedGemm gives the bits of two op::Gemm and an op::SwiGlu, whatever the sizes, formats and threads: all three are
-// checked against the double reference elsewhere.
+// op::GatedGemm gives the bits of two op::Gemm and an op::SwiGlu, whatever the sizes, formats and threads: all three
+// are checked against the double reference elsewhere.
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
@@ -29,7 +29,8 @@ struct Matrix {
     std::vector<float> row(static_cast<std::size_t>(c));
     for (std::int64_t i = 0; i < r; ++i) {
       for (float& v : row) v = normal(random);
-      weight_format<W>::encode_row(row.data(), c, bytes.data() + static_cast<std::size_t>(i) * weight_format<W>::row_bytes(c));
+      weight_format<W>::encode_row(row.data(), c,
+                                   bytes.data() + static_cast<std::size_t>(i) * weight_format<W>::row_bytes(c));
     }
   }
   WeightMatrix<W> view() const { return {bytes.data(), rows, cols}; }

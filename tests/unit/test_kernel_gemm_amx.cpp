@@ -99,8 +99,6 @@ TEST_CASE("amx gemm: scratch of the largest sizes serves smaller ones") { hymba_
 
 #else
 
-TEST_CASE("amx gemm: not compiled for it") {
-  MESSAGE("not compiled for AMX: the products on tiles are not tested");
-}
+TEST_CASE("amx gemm: not compiled for it") { MESSAGE("not compiled for AMX: the products on tiles are not tested"); }
 
 #endif  // HYMBA_AMX

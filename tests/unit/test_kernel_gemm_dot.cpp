@@ -58,7 +58,8 @@ TEST_CASE("dot gemm: bytes of the largest magnitude, which rows from elsewhere m
   constexpr std::int64_t in = 600, out = 70;
   std::vector<std::byte> w(static_cast<std::size_t>(out) * Int8Rows::row_bytes(in), std::byte{0x80});
   for (std::int64_t o = 0; o < out; ++o) {
-    std::byte* const scales = w.data() + static_cast<std::size_t>(o) * Int8Rows::row_bytes(in) + Int8Rows::value_bytes(in);
+    std::byte* const scales =
+        w.data() + static_cast<std::size_t>(o) * Int8Rows::row_bytes(in) + Int8Rows::value_bytes(in);
     const float one[3] = {1.0f, 1.0f, 1.0f};
     std::memcpy(scales, one, sizeof(one));
   }

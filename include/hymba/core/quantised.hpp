@@ -86,7 +86,7 @@ struct Int8Rows {
 
 /// Rows of four-bit values with a multiplier for each 32 columns and a scale for each 256.
 struct Int4Rows {
-  static constexpr std::int64_t group = 128;    ///< columns in a cache line of values
+  static constexpr std::int64_t group = 128;     ///< columns in a cache line of values
   static constexpr std::int64_t sub_block = 32;  ///< columns that share a multiplier
   static constexpr std::size_t value_bytes(std::int64_t cols) {
     return static_cast<std::size_t>((cols + group - 1) / group) * 64;

@@ -30,10 +30,11 @@ using ColumnImportance = std::map<std::string, std::vector<float>, std::less<>>;
 /// The tensors of a checkpoint as a model with weights in `format` holds them: matrices in the format, the fine ones in
 /// fine_weights of it, everything else in F32.
 /// @param source names the table in errors.
-/// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or `importance` does not fit.
+/// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or `importance` does not
+/// fit.
 template <class V>
-TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, const std::string& source, Weights format,
-                           const ColumnImportance& importance = {}) {
+TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, const std::string& source,
+                           Weights format, const ColumnImportance& importance = {}) {
   if (format == Weights::f64) throw ArgumentError("weights are not stored as f64");
   const DeclaredTensors declared = declared_tensors(a, table, source);
   std::size_t bytes = 0;

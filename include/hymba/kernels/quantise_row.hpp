@@ -59,7 +59,8 @@ RowScale quantise_row(const Real* from, std::int64_t n, std::int8_t* to) {
   const RowScale scale = hymba::detail::row_scale(largest);
   const float inverse = hymba::detail::inverse_of(scale);
   for (std::int64_t i = 0; i < n; ++i) {
-    to[i] = inverse > 0 ? static_cast<std::int8_t>(std::nearbyint(static_cast<float>(from[i]) * inverse)) : std::int8_t{0};
+    to[i] =
+        inverse > 0 ? static_cast<std::int8_t>(std::nearbyint(static_cast<float>(from[i]) * inverse)) : std::int8_t{0};
   }
   return scale;
 }

@@ -19,8 +19,8 @@ HYMBA_NAMESPACE_BEGIN
 namespace detail {
 
 /// Quantises `count` <= 256 numbers to multiples of their largest magnitude over 127 and returns that multiple; writes
-/// whole lines of 64 bytes, zeros behind the last number. A NaN or an infinity makes the result NaN or infinite, so that
-/// it shows in what the row is multiplied to; the bytes are then any.
+/// whole lines of 64 bytes, zeros behind the last number. A NaN or an infinity makes the result NaN or infinite, so
+/// that it shows in what the row is multiplied to; the bytes are then any.
 template <class A = xsimd::default_arch>
 float quantise_activations(const float* from, std::int64_t count, std::int8_t* to) {
   // As integers: the larger magnitude has the larger bits, and NaN the largest.

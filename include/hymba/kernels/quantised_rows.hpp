@@ -32,9 +32,8 @@ struct QuantisedLine {
 /// The line of `row`, of `cols` columns, that begins at column `col`, a multiple of 64. What is stored in half bytes is
 /// unpacked to `buffer`.
 template <Weights W>
-  requires(weight_format<W>::quantised)
-HYMBA_ALWAYS_INLINE QuantisedLine quantised_line_at(const std::byte* row, std::int64_t cols, std::int64_t col,
-                                                    [[maybe_unused]] std::int8_t* buffer) {
+requires(weight_format<W>::quantised) HYMBA_ALWAYS_INLINE QuantisedLine
+    quantised_line_at(const std::byte* row, std::int64_t cols, std::int64_t col, [[maybe_unused]] std::int8_t* buffer) {
   static_assert(W == Weights::int8 || W == Weights::int4);
   const std::int64_t block = col / quantised_block;
   const float scale = weight_format<W>::scale(row, cols, block);
@@ -59,8 +58,8 @@ constexpr std::int64_t quantised_byte(std::int64_t col) {
   return W == Weights::int4 ? col / Int4Rows::group * quantised_line : col;
 }
 
-/// Decodes columns [first, first + count) of a row to whole vectors, `stride` floats apart; `first` is a multiple of 64.
-/// In the last vector, columns behind the row's last are scale times zero.
+/// Decodes columns [first, first + count) of a row to whole vectors, `stride` floats apart; `first` is a multiple
+/// of 64. In the last vector, columns behind the row's last are scale times zero.
 template <class A, Weights W>
 HYMBA_ALWAYS_INLINE void decode_columns(const std::byte* row, std::int64_t cols, std::int64_t first, std::int64_t count,
                                         float* to, std::int64_t stride = simd::lanes<A>) {

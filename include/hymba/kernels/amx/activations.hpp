@@ -33,9 +33,7 @@ struct PackedTokens {
   static constexpr std::int64_t panel_numbers_bf16(std::int64_t depth) {
     return units_of(depth, tile_depth) * panel_step;
   }
-  static constexpr std::int64_t panel_bytes_int8(std::int64_t depth) {
-    return units_of(depth, byte_depth) * 2 * 1024;
-  }
+  static constexpr std::int64_t panel_bytes_int8(std::int64_t depth) { return units_of(depth, byte_depth) * 2 * 1024; }
   static constexpr std::int64_t panel_scales(std::int64_t depth) { return quantised_blocks(depth) * height; }
 
   /// 16 tokens, of which `tokens` exist, as one column of tiles, `2 * tile_size` numbers apart.

@@ -56,11 +56,11 @@ struct AttentionTiles {
   static constexpr std::int64_t value_tiles(const AttentionShape& s) { return units_of(s.value_width, tile_rows); }
 
   struct Workspace {
-    bf16* queries;   ///< [row tiles][depth steps] tiles
-    bf16* keys;      ///< [steps][depth steps][2] tiles, each of 16 positions
-    bf16* values;    ///< [value tiles][steps] tiles
-    float* scores;   ///< [panel][score_stride], then weights at the start of each row
-    bf16* gathered;  ///< [step][the larger width]: rows that do not lie together, in the cache's format
+    bf16* queries;        ///< [row tiles][depth steps] tiles
+    bf16* keys;           ///< [steps][depth steps][2] tiles, each of 16 positions
+    bf16* values;         ///< [value tiles][steps] tiles
+    float* scores;        ///< [panel][score_stride], then weights at the start of each row
+    bf16* gathered;       ///< [step][the larger width]: rows that do not lie together, in the cache's format
     float* key_scales;    ///< [attention_span] where rows have scales
     float* value_scales;  ///< [attention_span], the same
 
@@ -464,8 +464,8 @@ struct AttentionTiles {
   /// A row of scores to weights, its largest score and the sum of its weights, as they are narrowed: what is divided by
   /// is what was multiplied with. `scale` in units of log2. Weights may lie where the scores do.
   ///
-  /// Where rows are Scaled, scores are multiplied by the keys' scales first, and narrowed weights are times those of the
-  /// values: the sum is then of weights before that, in single precision.
+  /// Where rows are Scaled, scores are multiplied by the keys' scales first, and narrowed weights are times those of
+  /// the values: the sum is then of weights before that, in single precision.
   template <bool Scaled>
   static HYMBA_ALWAYS_INLINE void softmax(float* scores, const Steps& own, float scale,
                                           [[maybe_unused]] const float* key_scales,
@@ -500,9 +500,8 @@ struct AttentionTiles {
       const __m512 a = exp2(_mm512_load_ps(scores + s * step), by, bias);
       const __m512 c = exp2(_mm512_load_ps(scores + s * step + 16), by, bias);
       if constexpr (Scaled) {
-        _mm512_store_si512(weights + s * step,
-                           narrow(_mm512_mul_ps(a, _mm512_load_ps(value_scales + s * step)),
-                                  _mm512_mul_ps(c, _mm512_load_ps(value_scales + s * step + 16))));
+        _mm512_store_si512(weights + s * step, narrow(_mm512_mul_ps(a, _mm512_load_ps(value_scales + s * step)),
+                                                      _mm512_mul_ps(c, _mm512_load_ps(value_scales + s * step + 16))));
         total = _mm512_add_ps(total, _mm512_add_ps(a, c));
       } else {
         const __m512i p = narrow(a, c);
@@ -583,9 +582,9 @@ struct AttentionTiles {
 
 }  // namespace detail::amx
 
-/// op::Attention over bf16 and int8 caches with queries and weights rounded to bf16 too (nearest even; subnormals become
-/// zero); scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other caches it is
-/// that of Base.
+/// op::Attention over bf16 and int8 caches with queries and weights rounded to bf16 too (nearest even; subnormals
+/// become zero); scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other
+/// caches it is that of Base.
 template <class Base>
 struct kernel_for<op::Attention, arch::amx<Base>> {
   using Impl = detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>;

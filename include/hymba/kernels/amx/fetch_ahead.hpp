@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory that a product will soon touch, fetched a few cache lines with every step of the tiles: the tiles' unit works for
-// tens of cycles at a time, and a burst of fetches would wait for each other.
+// Memory that a product will soon touch, fetched a few cache lines with every step of the tiles: the tiles' unit works
+// for tens of cycles at a time, and a burst of fetches would wait for each other.
 #pragma once
 
 #include <hymba/core/macros.hpp>

@@ -55,7 +55,8 @@ struct kernel_for<op::Gemm, arch::amx<Base>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     using namespace detail::amx;
     return std::max({TileGemm<Weights::bf16>::scratch_bytes(rows, in), TileGemm<Weights::int8>::scratch_bytes(rows, in),
-                     Dot<Weights::int8>::scratch_bytes(rows, in), kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out)});
+                     Dot<Weights::int8>::scratch_bytes(rows, in),
+                     kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out)});
   }
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t) {
     using namespace detail::amx;

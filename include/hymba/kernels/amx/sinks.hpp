@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What becomes of the sums of a product on tiles. A sink gets a panel's sums [32, 32], weights down and tokens across, and
-// for a single token a pair's sums [32]; `rows` is how many rows of weights exist.
+// What becomes of the sums of a product on tiles. A sink gets a panel's sums [32, 32], weights down and tokens across,
+// and for a single token a pair's sums [32]; `rows` is how many rows of weights exist.
 #pragma once
 
 #include <hymba/kernels/amx/tiles.hpp>

@@ -48,8 +48,8 @@ struct TileGemm {
   /// Columns multiplied at once: a panel of weights as deep as that stays in the first-level cache.
   static constexpr std::int64_t deepest = bytes ? 1024 : 448;
   static constexpr std::int64_t most_tokens = 512;
-  /// Tokens that a thread takes past its weights. In the second-level cache stay either all their columns, with the sums
-  /// of one panel of weights, or, where that is too much, `deepest` columns with the sums of `block_panels`.
+  /// Tokens that a thread takes past its weights. In the second-level cache stay either all their columns, with the
+  /// sums of one panel of weights, or, where that is too much, `deepest` columns with the sums of `block_panels`.
   static constexpr std::int64_t group_tokens = 256;
   static constexpr std::int64_t group_bytes = 1280 << 10;
   static constexpr std::int64_t block_panels = 24;
@@ -68,9 +68,8 @@ struct TileGemm {
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in) {
     if (rows <= 1) return 0;
     const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
-    return static_cast<std::size_t>(panels * (steps_of(in) * 2 * 1024 +
-                                              (bytes ? PackedTokens::panel_scales(in) : 0) *
-                                                  static_cast<std::int64_t>(sizeof(float))));
+    return static_cast<std::size_t>(panels * (steps_of(in) * 2 * 1024 + (bytes ? PackedTokens::panel_scales(in) : 0) *
+                                                                            static_cast<std::int64_t>(sizeof(float))));
   }
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
     // One token: its row, the scales of its blocks, and tiles of weights that must be unpacked or completed.
@@ -96,9 +95,11 @@ struct TileGemm {
       const std::int64_t columns = units_of(tokens, tile_rows), panels = units_of(tokens, panel_rows);
       auto* const packed = reinterpret_cast<Element*>(scratch.shared);
       auto* const scales = reinterpret_cast<float*>(scratch.shared + panels * steps_of(x.cols) * 2 * 1024);
-      exec.parallel_for(std::min(threads, columns), [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
-        for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c) pack(here, c, packed, scales);
-      });
+      exec.parallel_for(std::min(threads, columns),
+                        [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
+                          for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c)
+                            pack(here, c, packed, scales);
+                        });
       // The fewest cuts of the weights with which every thread has as many tasks.
       const std::int64_t groups = units_of(panels, group_tokens / panel_rows);
       const std::int64_t cuts = std::min(threads / std::gcd(threads, groups), w.panels());
@@ -158,7 +159,8 @@ struct TileGemm {
     const TileScope tiles;
     const std::int64_t all_steps = steps_of(in), deep = deep_block(in), most_steps = steps_of(deep);
     const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
-    const std::int64_t block = stays(in) ? 1 : units_of(cols.last - cols.first, units_of(cols.last - cols.first, block_panels));
+    const std::int64_t block =
+        stays(in) ? 1 : units_of(cols.last - cols.first, units_of(cols.last - cols.first, block_panels));
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
     const bool whole_steps = W == Weights::int8 || in % depth == 0;
     auto* const weights = reinterpret_cast<Element*>(memory);
@@ -194,10 +196,10 @@ struct TileGemm {
             if (last) fetches.outputs = sink.rows_to_write(o, t0 + panel * panel_rows, tokens);
             with_tiles(halves.at[1].rows > 0, tokens > tile_rows, [&](auto h, auto c) {
               if constexpr (bytes) {
-                byte_product<h(), c()>(steps, left, right, weight_scales,
-                                       token_scales + panel * PackedTokens::panel_scales(in) +
-                                           k / quantised_block * panel_rows,
-                                       at, k == 0, fetches);
+                byte_product<h(), c()>(
+                    steps, left, right, weight_scales,
+                    token_scales + panel * PackedTokens::panel_scales(in) + k / quantised_block * panel_rows, at,
+                    k == 0, fetches);
               } else {
                 bf16_product<h(), c()>(steps, left, right, at, k == 0, fetches);
               }
@@ -214,9 +216,8 @@ struct TileGemm {
       Tiles::load(halves.at[h].w, halves.at[h].row, halves.at[h].rows, step, steps, to + h * tile, 2 * tile);
     }
   }
-  static void load_scales(const PanelHalves<W>& halves, std::int64_t step, std::int64_t steps, float* to)
-    requires bytes
-  {
+  static void load_scales(const PanelHalves<W>& halves, std::int64_t step, std::int64_t steps,
+                          float* to) requires bytes {
     for (int h = 0; h < 2 && halves.at[h].rows > 0; ++h) {
       const PanelHalf<W>& half = halves.at[h];
       for (std::int64_t b = 0; b < units_of(steps, block_steps); ++b) {
@@ -281,8 +282,8 @@ struct TileGemm {
     }
   }
 
-  /// sums [32, 32] = (first ? 0 : sums) + the blocks' integer sums, scaled. While a block is multiplied, the integers of
-  /// the one before it are converted and added: the tiles' unit and the vector units work at the same time.
+  /// sums [32, 32] = (first ? 0 : sums) + the blocks' integer sums, scaled. While a block is multiplied, the integers
+  /// of the one before it are converted and added: the tiles' unit and the vector units work at the same time.
   template <int Rows, int Cols>
   static void byte_product(std::int64_t steps, const Left& left, const std::int8_t* b, const float* weight_scales,
                            const float* token_scales, float* sums, bool first, FetchAhead& fetches) {

@@ -96,7 +96,8 @@ HYMBA_ALWAYS_INLINE __m512i load_row(const bf16* from, std::int64_t count) {
   }
 }
 
-/// 16 integers below 129 in magnitude and 16 more as 16 pairs of bf16. Exact: the upper half of such a float is all of it.
+/// 16 integers below 129 in magnitude and 16 more as 16 pairs of bf16. Exact: the upper half of such a float is all of
+/// it.
 HYMBA_ALWAYS_INLINE __m512i pairs_of(__m512i even, __m512i odd) {
   const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
   const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
@@ -170,11 +171,12 @@ HYMBA_ALWAYS_INLINE void pack_tile(const Element* from, std::int64_t stride, std
   for (int r = 0; r < 16; ++r) _mm512_store_si512(to + r * tile_depth, v[r]);
 }
 
-/// 16 rows of `deep` signed bytes, at most 64, as tiles of the right operand, transposed: one, and with more than 32 bytes
-/// another `next` numbers behind it. Quads of bytes are transposed and widened then: half as much as pairs of bf16.
+/// 16 rows of `deep` signed bytes, at most 64, as tiles of the right operand, transposed: one, and with more than 32
+/// bytes another `next` numbers behind it. Quads of bytes are transposed and widened then: half as much as pairs of
+/// bf16.
 template <bool Partial>
-HYMBA_ALWAYS_INLINE void pack_bytes_transposed(const std::int8_t* from, std::int64_t stride, std::int64_t deep, bf16* to,
-                                               std::int64_t next) {
+HYMBA_ALWAYS_INLINE void pack_bytes_transposed(const std::int8_t* from, std::int64_t stride, std::int64_t deep,
+                                               bf16* to, std::int64_t next) {
   __m512i v[16];
   [[maybe_unused]] const __mmask64 mask = deep >= 64 ? ~__mmask64{0} : (__mmask64{1} << deep) - 1u;
 #pragma GCC unroll 16

@@ -30,8 +30,8 @@ struct TileWeights {
   static constexpr std::int64_t depth = bytes ? byte_depth : tile_depth;
   static constexpr std::int64_t tile = tile_rows * depth;  ///< elements
 
-  /// Columns [step * depth, (step + count) * depth) of 16 rows, of which `rows` exist, as tiles `stride` elements apart.
-  /// What does not exist is zero.
+  /// Columns [step * depth, (step + count) * depth) of 16 rows, of which `rows` exist, as tiles `stride` elements
+  /// apart. What does not exist is zero.
   static void load(const WeightMatrix<W>& w, std::int64_t row, std::int64_t rows, std::int64_t step, std::int64_t count,
                    Element* to, std::int64_t stride) {
     if constexpr (W == Weights::int4) {
@@ -67,9 +67,8 @@ struct TileWeights {
   }
 
   /// Scales of block `block` for 16 rows, of which `rows` exist.
-  static __m512 scales(const WeightMatrix<W>& w, std::int64_t row, std::int64_t rows, std::int64_t block)
-    requires bytes
-  {
+  static __m512 scales(const WeightMatrix<W>& w, std::int64_t row, std::int64_t rows,
+                       std::int64_t block) requires bytes {
     using Format = weight_format<W>;
     // Rows are whole cache lines: the distances are multiples of 4, and 16 of them fit the index.
     const __m512i line = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -92,8 +91,8 @@ struct TileWeights {
   static constexpr Products products{};
 
   /// One step of `rows` int4 rows as signed bytes, 64 apart. A line of values holds two steps, one in the low halves of
-  /// its bytes and one in the high halves; the lower 32 columns of a step have one multiplier and the upper 32 the next,
-  /// both in one byte, and a shuffle looks up the products of either.
+  /// its bytes and one in the high halves; the lower 32 columns of a step have one multiplier and the upper 32 the
+  /// next, both in one byte, and a shuffle looks up the products of either.
   static HYMBA_ALWAYS_INLINE void unpack(const WeightMatrix<W>& w, std::int64_t row, std::int64_t rows,
                                          std::int64_t step, std::int8_t* to) {
     const auto row_bytes = static_cast<std::int64_t>(Int4Rows::row_bytes(w.cols));
@@ -109,8 +108,8 @@ struct TileWeights {
         __m512i values = _mm512_loadu_si512(line);
         if constexpr (half()) values = _mm512_srli_epi16(values, 4);
         const auto multipliers = std::to_integer<unsigned>(*pair);
-        const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(table(multipliers << 4 & 0xf0)), 0xff00,
-                                                           table(multipliers & 0xf0));
+        const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(table(multipliers << 4 & 0xf0)),
+                                                           0xff00, table(multipliers & 0xf0));
         _mm512_store_si512(to, _mm512_shuffle_epi8(tables, _mm512_and_si512(values, low)));
       }
     };

@@ -28,12 +28,12 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace detail::dot {
 
-inline constexpr std::int64_t line = 64;                          ///< columns in a line, in every format
+inline constexpr std::int64_t line = 64;  ///< columns in a line, in every format
 inline constexpr std::int64_t block_lines = quantised_block / line;
 
-/// Tokens as signed bytes, [block][token][256], zeros behind the last column in its line; and for each block of a token,
-/// [block][token], the scale and `offset` times the sum of the bytes, by which products with shifted weights are too
-/// large.
+/// Tokens as signed bytes, [block][token][256], zeros behind the last column in its line; and for each block of a
+/// token, [block][token], the scale and `offset` times the sum of the bytes, by which products with shifted weights are
+/// too large.
 template <class Unit>
 struct Tokens {
   std::int8_t* bytes;
@@ -102,7 +102,8 @@ struct Rows<Unit, Weights::int4> {
         : values(row + block * (quantised_block / 2)), multipliers(Int4Rows::multipliers(row, cols, block)) {}
     template <int Line, int Part>
     HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
-      // A line of memory has the first of two lines of columns in its low halves. A line of columns has two multipliers.
+      // A line of memory has the first of two lines of columns in its low halves. A line of columns has two
+      // multipliers.
       const typename Unit::Bytes stored = Unit::load(values + Line / 2 * line + Part * 4 * Unit::lanes);
       const auto products = [&](unsigned nibble) { return table.at[multipliers >> 4 * nibble & 15u]; };
       return Unit::look_up(Unit::template table<Part>(products(2 * Line), products(2 * Line + 1)),
@@ -146,8 +147,8 @@ struct Panel {
  private:
   // A function of its own, and loops instead of `unrolled`: GCC then keeps the sums in registers.
   template <int N>
-  static HYMBA_NEVER_INLINE void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens, std::int64_t at,
-                       const float* scale, float* sums, bool first) {
+  static HYMBA_NEVER_INLINE void products(const std::int8_t* panel, std::int64_t lines, const Tokens<Unit>& tokens,
+                                          std::int64_t at, const float* scale, float* sums, bool first) {
     Ints sum[N][vectors];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
@@ -189,8 +190,8 @@ struct Panel {
 ///
 /// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register; lanes run along the
 /// columns, and at the end of a block of 256 the L registers of sums are folded to one. Many tokens: a block of a panel
-/// of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast four bytes
-/// at a time, go past it, their sums waiting in the second.
+/// of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast four
+/// bytes at a time, go past it, their sums waiting in the second.
 ///
 /// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
@@ -202,7 +203,7 @@ struct DotGemm {
   using Floats = typename Unit::Floats;
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
-  static constexpr std::int64_t few_tokens = 4;  ///< that share an unpacked block of a row
+  static constexpr std::int64_t few_tokens = 4;                   ///< that share an unpacked block of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
@@ -314,9 +315,8 @@ struct DotGemm {
 
   /// The N tokens against L rows from `o`, of which `valid` exist.
   template <int N>
-  static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
-                    std::int64_t valid, Stream& ahead, std::int64_t share, const float* bias, MatrixView<float> y,
-                    Store store) {
+  static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid,
+                    Stream& ahead, std::int64_t share, const float* bias, MatrixView<float> y, Store store) {
     const std::byte* row[L];
     // Rows past the end repeat the last one; their sums are dropped.
     for (std::int64_t r = 0; r < L; ++r) row[r] = w.row(o + std::min(r, valid - 1));
@@ -343,9 +343,7 @@ struct DotGemm {
         total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
       });
     }
-    unrolled<N>([&](auto n) {
-      write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store);
-    });
+    unrolled<N>([&](auto n) { write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store); });
   }
 
   /// sums[n][r]: `Lines` lines of block `block` of row r times N rows of x, along the lanes.
@@ -429,8 +427,8 @@ struct DotGemm {
     std::int64_t row_bytes_, rows_, at_ = 0;
   };
 
-  /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows that
-  /// do not exist repeat the last one.
+  /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows
+  /// that do not exist repeat the last one.
   static void pack(const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid, std::int64_t block, std::int64_t lines,
                    Ahead& ahead, std::int8_t* to) {
     for (std::int64_t v = 0; v < panel_vectors; ++v) {
@@ -467,9 +465,9 @@ struct DotGemm {
 template <class Op, class Base>
 struct kernel_for<Op, arch::dot<Base>> : kernel_for<Op, Base> {};
 
-/// op::Gemm with int8 and int4 weights: activations rounded to signed bytes, with a scale for each token and 256 columns;
-/// sums of a block exact. The bits are those of arch::amx. Other weights run on the base. As on every architecture a
-/// row's bits do not depend on the rows it is computed with.
+/// op::Gemm with int8 and int4 weights: activations rounded to signed bytes, with a scale for each token and 256
+/// columns; sums of a block exact. The bits are those of arch::amx. Other weights run on the base. As on every
+/// architecture a row's bits do not depend on the rows it is computed with.
 template <class Base>
 struct kernel_for<op::Gemm, arch::dot<Base>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
@@ -500,10 +498,11 @@ struct kernel_for<op::GatedGemm, arch::dot<Base>> : gated_gemm_in_parts<arch::do
 
 template <class Op, class Base>
 struct kernel_for<Op, arch::dot<Base>> {
-  static_assert(detail::always_false<Op, Base>,
-                "hymba: arch::dot needs a translation unit compiled for AVX2 with FMA, AVX-512 VNNI or the dot products of "
-                "ARM (-march=haswell, -march=icelake-server, -march=armv8.2-a+dotprod or later, or -march=native on a "
-                "processor that has them)");
+  static_assert(
+      detail::always_false<Op, Base>,
+      "hymba: arch::dot needs a translation unit compiled for AVX2 with FMA, AVX-512 VNNI or the dot products of "
+      "ARM (-march=haswell, -march=icelake-server, -march=armv8.2-a+dotprod or later, or -march=native on a "
+      "processor that has them)");
 };
 
 #endif  // HYMBA_DOT

@@ -14,7 +14,8 @@
 //   dot(sum, w, x)          sum + four products of shifted weights and signed bytes in each lane; exact as long as no
 //                           weight is beyond [-128, 127] and no x beyond [-127, 127]
 //   low_halves, high_halves the halves of 4 L bytes, each a byte
-//   look_up(table, halves)  table[half] for every byte; table(p, q) makes one of the 16 bytes at p for the first half of a
+//   look_up(table, halves)  table[half] for every byte; table(p, q) makes one of the 16 bytes at p for the first half
+//   of a
 //                           line of 64 bytes and of those at q for the second, in the register at `part` of the line
 //   words(v)                the bytes' registers as integers' ones, for transpose and row_sums (kernels/transpose.hpp)
 //   scales(p, stride, n)    L floats `stride` bytes apart, of which the first n exist; any number for the others
@@ -169,8 +170,8 @@ struct AvxVnni : Avx2Registers {
 };
 using Best = AvxVnni;
 #else
-/// Without dot products: vpmaddubsw sums two of unsigned by signed bytes in 16 bits, where 255 * 127 twice does not fit,
-/// but 128 * 127 twice does. So the sign goes from the weights to the other operand.
+/// Without dot products: vpmaddubsw sums two of unsigned by signed bytes in 16 bits, where 255 * 127 twice does not
+/// fit, but 128 * 127 twice does. So the sign goes from the weights to the other operand.
 struct Avx2 : Avx2Registers {
   static constexpr const char* name = "AVX2";
   static constexpr int offset = 0;
