@@ -147,7 +147,7 @@ struct TileGemm {
     for (int h = 0; h < 2; ++h) {
       const PanelHalf<W>& half = halves.at[h];
       const auto stride = static_cast<std::int64_t>(Format::row_bytes(half.w.cols));
-      fetches.weights[h] = {half.data() + first * 64, stride, last - first, half.rows};
+      fetches.weights[h] = {half.data(first * 64), stride, last - first, half.rows};
     }
     fetches.lines = units_of((last - first) * std::max(halves.at[0].rows, halves.at[1].rows), steps);
   }
@@ -181,7 +181,7 @@ struct TileGemm {
             fetch_in(fetches, w.panel(after), after_k * row_bytes / in / 64,
                      std::min(after_k + deep, in) * row_bytes / in / 64, panels * steps);
           }
-          Left left{halves.at[0].data() + step * 64, halves.at[1].data() + step * 64, row_bytes, 64};
+          Left left{halves.at[0].data(step * 64), halves.at[1].data(step * 64), row_bytes, 64};
           if (!stored || !whole_steps || !halves.whole()) {
             load_panel(halves, step, steps, weights);
             const auto* const upper = reinterpret_cast<const std::byte*>(weights);
@@ -259,7 +259,7 @@ struct TileGemm {
       if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
       ahead.step();
       a += next;
-      below_a += next;
+      if constexpr (Rows == 2) below_a += next;
       b += 2 * tile;
     }
     _tile_stored(0, sums, row_bytes);
@@ -329,7 +329,7 @@ struct TileGemm {
         if constexpr (Rows == 2 && Cols == 2) _tile_dpbssd(3, 5, 7);
         ahead.step();
         a += next;
-        below_a += next;
+        if constexpr (Rows == 2) below_a += next;
         b += 2 * tile;
         if (block > 0) {
           add(block - 1, first && block == 1, added);

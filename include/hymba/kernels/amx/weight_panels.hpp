@@ -24,7 +24,8 @@ template <Weights W>
 struct PanelHalf {
   WeightMatrix<W> w{};
   std::int64_t row = 0, rows = 0;
-  const std::byte* data() const { return rows > 0 ? w.row(row) : nullptr; }
+  /// Null where there are no rows.
+  const std::byte* data(std::int64_t offset = 0) const { return rows > 0 ? w.row(row) + offset : nullptr; }
 };
 
 /// Only the second half may be empty while the first is not.
