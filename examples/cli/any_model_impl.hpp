@@ -10,7 +10,6 @@
 #include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/model/model.hpp>
 
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -81,16 +80,11 @@ inline constexpr bool on_dots = false;
 template <class Base>
 inline constexpr bool on_dots<hymba::arch::dot<Base>> = true;
 
-/// Whether dot products of bytes take the weights.
-template <hymba::Weights W>
-inline constexpr bool dots_take = W == hymba::Weights::int8 || W == hymba::Weights::int4;
-
 /// What a policy's matrix products of many rows run on.
 template <class Policy>
 constexpr MatrixUnit matrix_unit() {
   if (on_tiles<typename Policy::arch>) {
-    const bool integers = std::string_view(hymba::weight_format<Policy::weights>::name).starts_with("int");
-    return integers ? MatrixUnit::int8_tiles : MatrixUnit::bf16_tiles;
+    return hymba::weight_format<Policy::weights>::quantised ? MatrixUnit::int8_tiles : MatrixUnit::bf16_tiles;
   }
   return on_dots<typename Policy::arch> ? MatrixUnit::byte_dot : MatrixUnit::multiply_add;
 }
@@ -153,7 +147,7 @@ std::unique_ptr<AnyModel> make_model([[maybe_unused]] Path path, const AnyArchit
   }
 #endif
 #if defined(HYMBA_DOT)
-  if constexpr (dots_take<W>) {
+  if constexpr (hymba::weight_format<W>::quantised) {  // what dot products of bytes take
     if (path == Path::dot) {
       using Dots = hymba::arch::dot<hymba::arch::best>;
       return std::make_unique<ModelOf<W, C, Dots>>(architecture, std::move(tensors), source);

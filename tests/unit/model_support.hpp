@@ -76,6 +76,20 @@ std::vector<float> full_pass(const Model& model, std::span<const hymba::Token> i
   return logits;
 }
 
+/// The same from reading `chunk` tokens at a time.
+template <class Model>
+std::vector<float> pass_in_chunks(const Model& model, std::span<const hymba::Token> ids, std::size_t chunk,
+                                  hymba::SessionOptions options) {
+  auto session = model.session(options);
+  const auto vocabulary = static_cast<std::size_t>(model.architecture().vocabulary);
+  std::vector<float> logits(ids.size() * vocabulary);
+  for (std::size_t at = 0; at < ids.size(); at += chunk) {
+    const std::size_t count = std::min(chunk, ids.size() - at);
+    session.evaluate(ids.subspan(at, count), std::span(logits).subspan(at * vocabulary, count * vocabulary));
+  }
+  return logits;
+}
+
 inline hymba::SessionOptions room_for(std::size_t tokens) {
   return {.max_context = static_cast<std::int64_t>(tokens), .threads = 1};
 }

@@ -19,30 +19,12 @@
 #include <vector>
 
 #include "kernel_test.hpp"
+#include "test_executor.hpp"
 #include "tolerance.hpp"
 
 namespace hymba_test {
 
 using namespace hymba;
-
-#if defined(_OPENMP)
-using TestExecutor = OpenMp;
-#else
-/// Splits the work as if it had threads, and runs it on one.
-class TestExecutor {
- public:
-  explicit TestExecutor(int threads) : threads_(threads) {}
-  int threads() const { return threads_; }
-  template <class Body>
-  void parallel_for(std::int64_t tasks, Body&& body) const {
-    for (std::int64_t i = 0; i < tasks; ++i) body(i, static_cast<int>(i % threads_));
-  }
-
- private:
-  int threads_;
-};
-static_assert(Executor<TestExecutor>);
-#endif
 
 inline std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 

@@ -38,13 +38,7 @@ void check_ways_of_reading(double tolerance) {
 
     for (const std::size_t chunk : {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{7}, n - 1}) {
       CAPTURE(chunk);
-      auto session = model.session(room_for(n));
-      std::vector<float> pieces(whole.size());
-      for (std::size_t at = 0; at < n; at += chunk) {
-        const std::size_t count = std::min(chunk, n - at);
-        session.evaluate(text.subspan(at, count), std::span(pieces).subspan(at * vocabulary, count * vocabulary));
-      }
-      REQUIRE(relative_error(pieces, whole) <= tolerance);
+      REQUIRE(relative_error(pass_in_chunks(model, text, chunk, room_for(n)), whole) <= tolerance);
     }
     for (const int threads : {2, 3, 8}) {
       REQUIRE(full_pass(model, ids, {.max_context = static_cast<std::int64_t>(n), .threads = threads}) == whole);

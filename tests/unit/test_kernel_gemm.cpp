@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include "test_executor.hpp"
 #include "tolerance.hpp"
 
 #include <algorithm>
@@ -22,24 +23,7 @@ namespace {
 
 constexpr float canary = -12345.5f;
 
-#if defined(_OPENMP)
-using TestExecutor = OpenMp;
-#else
-/// Splits the work as if it had threads, and runs it on one.
-class TestExecutor {
- public:
-  explicit TestExecutor(int threads) : threads_(threads) {}
-  int threads() const { return threads_; }
-  template <class Body>
-  void parallel_for(std::int64_t tasks, Body&& body) const {
-    for (std::int64_t i = 0; i < tasks; ++i) body(i, static_cast<int>(i % threads_));
-  }
-
- private:
-  int threads_;
-};
-static_assert(Executor<TestExecutor>);
-#endif
+using hymba_test::TestExecutor;
 
 /// One random problem; arrays are exactly as large as the views say, so that a sanitizer sees any step outside.
 template <Weights W>

@@ -137,6 +137,17 @@ inline void Int8Rows::encode_row(const float* from, std::int64_t cols, void* to,
   }
 }
 
+/// at[m][v]: the integer that the half byte v stands for under multiplier m, and `Offset` more, as a byte.
+template <int Offset>
+struct Int4Products {
+  alignas(64) std::int8_t at[16][16] = {};
+  constexpr Int4Products() {
+    for (int m = 0; m < 16; ++m) {
+      for (int v = 0; v < 16; ++v) at[m][v] = static_cast<std::int8_t>(static_cast<std::uint8_t>(m * (v - 8) + Offset));
+    }
+  }
+};
+
 namespace detail {
 
 /// 32 weights and how much the error of each counts.

@@ -41,9 +41,9 @@ inline bool ask_for_amx() noexcept { return false; }
 
 }  // namespace detail
 
-/// Whether the processor has AMX tiles for bf16 and bytes and the system lets this process use them. The first call asks Linux
-/// for permission, for all threads of the process; until a call has returned true, nothing may run on arch::amx. False
-/// on other systems.
+/// Whether the processor has AMX tiles for bf16 and bytes and the system lets this process use them. The first call asks
+/// Linux for permission, for all threads of the process; until a call has returned true, nothing may run on arch::amx.
+/// False on other systems.
 inline bool amx_available() noexcept {
   static const bool available = detail::ask_for_amx();
   return available;

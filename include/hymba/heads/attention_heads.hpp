@@ -88,10 +88,13 @@ inline RowScale* scales_at(RowScale* scales, std::int64_t row) { return scales !
 
 /// Rows [row, row + count) of `rows`, which hold positions from `first` on, as a segment.
 template <class E>
-KeyValueSegment<E> segment_of(const CacheRows<E>& rows, int key_width, int value_width, std::int64_t row,
-                              std::int64_t first, std::int64_t count) {
-  KeyValueSegment<E> s{rows.keys + row * key_width,    rows.values + row * value_width, rows.capacity * key_width,
-                       rows.capacity * value_width, first,                           count};
+KeyValueSegment<E> segment_of(const CacheRows<E>& rows, std::int64_t row, std::int64_t first, std::int64_t count) {
+  KeyValueSegment<E> s{rows.keys + row * rows.key_width,
+                       rows.values + row * rows.value_width,
+                       rows.key_head_stride(),
+                       rows.value_head_stride(),
+                       first,
+                       count};
   if constexpr (scaled_rows<E>) {
     s.key_scales = rows.key_scales + row;
     s.value_scales = rows.value_scales + row;
@@ -106,7 +109,7 @@ void add_window_segments(const CacheSequence<E>& s, const StagedRows<E>& staged,
   const LayerCache<E>& cache = *s.cache;
   const auto add = [&](const CacheRows<E>& rows, std::int64_t row, std::int64_t first, std::int64_t count) {
     if (count <= 0) return;
-    out.segments[out.segment_count++] = segment_of(rows, cache.key_width, cache.value_width, row, first, count);
+    out.segments[out.segment_count++] = segment_of(rows, row, first, count);
   };
   const auto add_cached = [&](std::int64_t first, std::int64_t count) {
     add(cache, count > 0 ? cache.row_of(first) : 0, first, count);
@@ -161,7 +164,7 @@ void dot_product_attention(const Heads& h, const C& c, const AttentionStep<E>& s
                  to.values + row * dv, scales_at(to.value_scales, row), to.capacity);
     }
     if (global) {
-      out.segments[out.segment_count++] = segment_of<E>(cache, dk, dv, 0, 0, sequence.first_position + sequence.rows);
+      out.segments[out.segment_count++] = segment_of<E>(cache, 0, 0, sequence.first_position + sequence.rows);
     } else {
       add_window_segments(sequence, step.staged, out);
     }

@@ -165,8 +165,8 @@ struct kernel_for<op::SelectiveScan, arch::simd<A>> {
     if constexpr (N != dynamic) {
       detail::unrolled<N>([&](auto n) { h[n] = access.load(state + n * width); });
     }
-    // What takes long and depends on no other row first, row after row: between the states of two rows it would make them
-    // wait.
+    // What takes long and depends on no other row first, row after row: between the states of two rows it would make
+    // them wait.
     V deltas[tile_rows], gates[tile_rows];
     for (std::int64_t r = 0; r < rows; ++r) {
       deltas[r] = simd::softplus<A>(access.load(in.dt.row(row + r) + e));

@@ -79,7 +79,7 @@ class Workspace {
     std::size_t ssm_floats = 0;
     if constexpr (Architecture<V>::has_ssm) ssm_floats = static_cast<std::size_t>(a.ssm.workspace_floats(max_rows_));
     // Each on a cache line of its own, as if taken one by one.
-    const auto lines = [](std::size_t floats) { return (floats + 15) / 16 * 16; };
+    const auto lines = [](std::size_t floats) { return aligned_size(floats * sizeof(float)) / sizeof(float); };
     const std::size_t input_floats = lines(rows * std::max(widest_input, widest_mixed));
     const std::size_t attention_floats = lines(rows * static_cast<std::size_t>(a.attention_width()));
     const std::size_t recurred_floats = lines(rows * static_cast<std::size_t>(a.ssm_width()));

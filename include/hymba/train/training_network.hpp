@@ -455,7 +455,12 @@ class TrainingNetwork {
       step.sines = ConstView(view(sines_, rope_.half()));
     }
     // A window layer finds a step's own keys and values staged: here all of them, in the same place.
-    step.staged = {source.keys, source.values, max_rows_};
+    step.staged.keys = source.keys;
+    step.staged.values = source.values;
+    step.staged.capacity = max_rows_;
+    step.staged.kv_heads = a_.attention.kv_heads;
+    step.staged.key_width = dk;
+    step.staged.value_width = dv;
     step.kernel_sequences = attention_sequences_;
     step.output = view(l.attended, a_.attention_width());
     const Context<P> c = context(i, Part::attention);

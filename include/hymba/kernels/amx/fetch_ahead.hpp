@@ -5,43 +5,13 @@
 #pragma once
 
 #include <hymba/core/macros.hpp>
+#include <hymba/kernels/memory_to_read.hpp>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 
 HYMBA_NAMESPACE_BEGIN
 
 namespace detail::amx {
-
-/// Rows of `lines` cache lines that will be read, `stride` bytes apart: into the second-level cache.
-struct RowsToRead {
-  const std::byte* row = nullptr;
-  std::int64_t stride = 0, lines = 0, rows = 0, line = 0;
-  HYMBA_ALWAYS_INLINE void fetch(std::int64_t count) {
-    while (count > 0 && rows > 0) {
-      const std::int64_t here = std::min(count, lines - line);
-      const std::byte* const at = row + line * 64;
-      for (std::int64_t i = 0; i < here; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-      count -= here;
-      line += here;
-      if (line == lines) {
-        line = 0;
-        row += stride;
-        --rows;
-      }
-    }
-  }
-};
-
-/// Memory that will be read from end to end: into the second-level cache.
-struct BytesToRead {
-  const std::byte* at = nullptr;
-  std::int64_t left = 0;
-  HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
-    for (std::int64_t i = 0; i < lines && left > 0; ++i, at += 64, left -= 64) __builtin_prefetch(at, 0, 2);
-  }
-};
 
 /// Rows of two cache lines that will be written, `stride` floats apart: into the first-level cache.
 struct RowsToWrite {

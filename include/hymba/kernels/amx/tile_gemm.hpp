@@ -159,8 +159,7 @@ struct TileGemm {
     const TileScope tiles;
     const std::int64_t all_steps = steps_of(in), deep = deep_block(in), most_steps = steps_of(deep);
     const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
-    const std::int64_t block =
-        stays(in) ? 1 : units_of(cols.last - cols.first, units_of(cols.last - cols.first, block_panels));
+    const std::int64_t block = stays(in) ? 1 : equal_block(cols.last - cols.first, block_panels, 1);
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
     const bool whole_steps = W == Weights::int8 || in % depth == 0;
     auto* const weights = reinterpret_cast<Element*>(memory);
@@ -232,40 +231,23 @@ struct TileGemm {
   static void bf16_product(std::int64_t steps, const Left& left, const bf16* b, float* sums, bool first,
                            FetchAhead& fetches) {
     constexpr std::int64_t row_bytes = panel_rows * 4;
-    float* const below = sums + tile_rows * panel_rows;
     written_before_tiles();
     if (first) {
-      _tile_zero(0);
-      if constexpr (Cols == 2) _tile_zero(1);
-      if constexpr (Rows == 2) _tile_zero(2);
-      if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+      zero_sums<Rows, Cols>();
     } else {
-      _tile_loadd(0, sums, row_bytes);
-      if constexpr (Cols == 2) _tile_loadd(1, sums + 16, row_bytes);
-      if constexpr (Rows == 2) _tile_loadd(2, below, row_bytes);
-      if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, below + 16, row_bytes);
+      load_sums<Rows, Cols>(sums, row_bytes);
     }
     const std::byte *a = left.upper, *below_a = left.lower;
     const std::int64_t stride = left.stride, next = left.next;
     FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write it
     for (std::int64_t s = 0; s < steps; ++s) {
-      _tile_loadd(4, a, stride);
-      _tile_stream_loadd(6, b, 64);
-      if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
-      if constexpr (Rows == 2) _tile_loadd(5, below_a, stride);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (Cols == 2) _tile_dpbf16ps(1, 4, 7);
-      if constexpr (Rows == 2) _tile_dpbf16ps(2, 5, 6);
-      if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
+      multiply_step<Rows, Cols>(a, below_a, stride, b);
       ahead.step();
       a += next;
       if constexpr (Rows == 2) below_a += next;
       b += 2 * tile;
     }
-    _tile_stored(0, sums, row_bytes);
-    if constexpr (Cols == 2) _tile_stored(1, sums + 16, row_bytes);
-    if constexpr (Rows == 2) _tile_stored(2, below, row_bytes);
-    if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, below + 16, row_bytes);
+    store_sums<Rows, Cols>(sums, row_bytes);
     written_before_tiles();
     fetches = ahead;
   }
@@ -312,21 +294,11 @@ struct TileGemm {
     const std::int64_t blocks = units_of(steps, block_steps);
     written_before_tiles();
     for (std::int64_t block = 0; block < blocks; ++block) {
-      _tile_zero(0);
-      if constexpr (Cols == 2) _tile_zero(1);
-      if constexpr (Rows == 2) _tile_zero(2);
-      if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+      zero_sums<Rows, Cols>();
       const int here = static_cast<int>(std::min(block_steps, steps - block * block_steps));
       int added = 0;
       for (int s = 0; s < here; ++s) {
-        _tile_loadd(4, a, stride);
-        _tile_stream_loadd(6, b, 64);
-        if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile, 64);
-        if constexpr (Rows == 2) _tile_loadd(5, below_a, stride);
-        _tile_dpbssd(0, 4, 6);
-        if constexpr (Cols == 2) _tile_dpbssd(1, 4, 7);
-        if constexpr (Rows == 2) _tile_dpbssd(2, 5, 6);
-        if constexpr (Rows == 2 && Cols == 2) _tile_dpbssd(3, 5, 7);
+        multiply_step<Rows, Cols>(a, below_a, stride, b);
         ahead.step();
         a += next;
         if constexpr (Rows == 2) below_a += next;
@@ -337,11 +309,7 @@ struct TileGemm {
         }
       }
       for (; block > 0 && added < all; added += share) add(block - 1, first && block == 1, added);
-      std::int32_t* const to = held[block % 2];
-      _tile_stored(0, to, row_bytes);
-      if constexpr (Cols == 2) _tile_stored(1, to + 16, row_bytes);
-      if constexpr (Rows == 2) _tile_stored(2, to + 16 * panel_rows, row_bytes);
-      if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, to + 16 * panel_rows + 16, row_bytes);
+      store_sums<Rows, Cols>(held[block % 2], row_bytes);
       written_before_tiles();
     }
     for (int row = 0; row < all; row += share) add(blocks - 1, first && blocks == 1, row);

@@ -22,6 +22,7 @@
 #include <hymba/core/types.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
+#include <hymba/kernels/amx/fetch_ahead.hpp>
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/transpose.hpp>
 
@@ -233,61 +234,85 @@ enum class Start { zero, output, bias };
 class NextOutput {
  public:
   NextOutput(float* c, std::int64_t ldc, std::int64_t rows, std::int64_t steps)
-      : at_(c), ldc_(ldc), rows_(rows), share_(units_of(rows, std::max<std::int64_t>(steps, 1))) {}
-  HYMBA_ALWAYS_INLINE void fetch() {
-    for (std::int64_t i = 0; i < share_ && rows_ > 0; ++i, --rows_) {
-      __builtin_prefetch(at_, 1);
-      __builtin_prefetch(at_ + 16, 1);
-      at_ += ldc_;
-    }
-  }
+      : rows_{c, ldc, rows}, share_(units_of(rows, std::max<std::int64_t>(steps, 1))) {}
+  HYMBA_ALWAYS_INLINE void fetch() { rows_.fetch(share_); }
 
  private:
-  float* at_;
-  std::int64_t ldc_, rows_, share_;
+  RowsToWrite rows_;
+  std::int64_t share_;
 };
+
+// Tiles 0 to 3 are the sums, [Rows][Cols] of them, 4 and 5 the left operand, 6 and 7 the right. Tiles are named by
+// literals: the instructions have no other operands.
+
+template <int Rows, int Cols>
+HYMBA_ALWAYS_INLINE void zero_sums() {
+  _tile_zero(0);
+  if constexpr (Cols == 2) _tile_zero(1);
+  if constexpr (Rows == 2) _tile_zero(2);
+  if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+}
+/// `c` are numbers of four bytes, rows `row_bytes` apart.
+template <int Rows, int Cols, class T>
+HYMBA_ALWAYS_INLINE void load_sums(const T* c, std::int64_t row_bytes) {
+  static_assert(sizeof(T) == 4);
+  const T* const below = c + tile_rows * (row_bytes / 4);
+  _tile_loadd(0, c, row_bytes);
+  if constexpr (Cols == 2) _tile_loadd(1, c + 16, row_bytes);
+  if constexpr (Rows == 2) _tile_loadd(2, below, row_bytes);
+  if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, below + 16, row_bytes);
+}
+template <int Rows, int Cols, class T>
+HYMBA_ALWAYS_INLINE void store_sums(T* c, std::int64_t row_bytes) {
+  static_assert(sizeof(T) == 4);
+  T* const below = c + tile_rows * (row_bytes / 4);
+  _tile_stored(0, c, row_bytes);
+  if constexpr (Cols == 2) _tile_stored(1, c + 16, row_bytes);
+  if constexpr (Rows == 2) _tile_stored(2, below, row_bytes);
+  if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, below + 16, row_bytes);
+}
+/// One step along k: the left operand's rows are `stride` bytes apart, the right one's tiles lie packed.
+template <int Rows, int Cols, class Element>
+HYMBA_ALWAYS_INLINE void multiply_step(const void* upper, const void* lower, std::int64_t stride, const Element* right) {
+  static_assert(std::is_same_v<Element, bf16> || std::is_same_v<Element, std::int8_t>);
+  _tile_loadd(4, upper, stride);
+  _tile_stream_loadd(6, right, 64);
+  if constexpr (Cols == 2) _tile_stream_loadd(7, right + 1024 / sizeof(Element), 64);
+  if constexpr (Rows == 2) _tile_loadd(5, lower, stride);
+  if constexpr (std::is_same_v<Element, bf16>) {
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Cols == 2) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (Rows == 2) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
+  } else {
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (Cols == 2) _tile_dpbssd(1, 4, 7);
+    if constexpr (Rows == 2) _tile_dpbssd(2, 5, 6);
+    if constexpr (Rows == 2 && Cols == 2) _tile_dpbssd(3, 5, 7);
+  }
+}
 
 /// c [16 Rows, 16 Cols] = start + a panel of A times a panel of B over `steps` steps. `bias` has 16 Cols numbers.
 template <int Rows, int Cols>
 void tile_product(std::int64_t steps, const bf16* a, const bf16* b, float* c, std::int64_t ldc, Start start,
                   const float* bias, NextOutput next) {
   const std::int64_t row_bytes = ldc * static_cast<std::int64_t>(sizeof(float));
-  float* below = c + tile_rows * ldc;
   written_before_tiles();
   if (start == Start::output) {
-    _tile_loadd(0, c, row_bytes);
-    if constexpr (Cols == 2) _tile_loadd(1, c + 16, row_bytes);
-    if constexpr (Rows == 2) _tile_loadd(2, below, row_bytes);
-    if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, below + 16, row_bytes);
+    load_sums<Rows, Cols>(c, row_bytes);
   } else if (start == Start::bias) {
     // Rows no distance apart: every row of the tile is the same.
-    _tile_loadd(0, bias, 0);
-    if constexpr (Cols == 2) _tile_loadd(1, bias + 16, 0);
-    if constexpr (Rows == 2) _tile_loadd(2, bias, 0);
-    if constexpr (Rows == 2 && Cols == 2) _tile_loadd(3, bias + 16, 0);
+    load_sums<Rows, Cols>(bias, 0);
   } else {
-    _tile_zero(0);
-    if constexpr (Cols == 2) _tile_zero(1);
-    if constexpr (Rows == 2) _tile_zero(2);
-    if constexpr (Rows == 2 && Cols == 2) _tile_zero(3);
+    zero_sums<Rows, Cols>();
   }
   for (std::int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(4, a, 64);
-    _tile_stream_loadd(6, b, 64);
-    if constexpr (Cols == 2) _tile_stream_loadd(7, b + tile_size, 64);
-    if constexpr (Rows == 2) _tile_loadd(5, a + tile_size, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Cols == 2) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (Rows == 2) _tile_dpbf16ps(2, 5, 6);
-    if constexpr (Rows == 2 && Cols == 2) _tile_dpbf16ps(3, 5, 7);
+    multiply_step<Rows, Cols>(a, a + tile_size, 64, b);
     next.fetch();
     a += panel_step;
     b += panel_step;
   }
-  _tile_stored(0, c, row_bytes);
-  if constexpr (Cols == 2) _tile_stored(1, c + 16, row_bytes);
-  if constexpr (Rows == 2) _tile_stored(2, below, row_bytes);
-  if constexpr (Rows == 2 && Cols == 2) _tile_stored(3, below + 16, row_bytes);
+  store_sums<Rows, Cols>(c, row_bytes);
 }
 
 /// Copies rows x cols floats, cols at most 32.

@@ -79,16 +79,7 @@ struct TileWeights {
   }
 
  private:
-  /// products[m][v]: the weight of stored value v under multiplier m.
-  struct Products {
-    alignas(64) std::int8_t at[16][16] = {};
-    constexpr Products() {
-      for (int m = 0; m < 16; ++m) {
-        for (int v = 0; v < 16; ++v) at[m][v] = static_cast<std::int8_t>(m * (v - 8));
-      }
-    }
-  };
-  static constexpr Products products{};
+  static constexpr Int4Products<0> products{};
 
   /// One step of `rows` int4 rows as signed bytes, 64 apart. A line of values holds two steps, one in the low halves of
   /// its bytes and one in the high halves; the lower 32 columns of a step have one multiplier and the upper 32 the

@@ -13,6 +13,7 @@
 #include <hymba/kernels/dot/units.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
+#include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_activations.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
 #include <hymba/kernels/transpose.hpp>
@@ -112,18 +113,7 @@ struct Rows<Unit, Weights::int4> {
   };
 
  private:
-  /// at[m][v]: the shifted weight of stored value v under multiplier m.
-  struct Products {
-    alignas(64) std::int8_t at[16][16] = {};
-    constexpr Products() {
-      for (int m = 0; m < 16; ++m) {
-        for (int v = 0; v < 16; ++v) {
-          at[m][v] = static_cast<std::int8_t>(static_cast<std::uint8_t>(m * (v - 8) + Unit::offset));
-        }
-      }
-    }
-  };
-  static constexpr Products table{};
+  static constexpr Int4Products<Unit::offset> table{};
 };
 
 /// Products of a packed block of weights.
@@ -287,15 +277,6 @@ struct DotGemm {
                         static_cast<std::int64_t>(Format::row_bytes(w.cols)), static_cast<int>(std::min(rows, L)));
   }
 
-  /// Memory that will be read, in order: fetched into the second-level cache a few lines at a time.
-  struct Stream {
-    const std::byte* at;
-    std::int64_t left;
-    HYMBA_ALWAYS_INLINE void fetch(std::int64_t lines) {
-      for (std::int64_t i = 0; i < lines && left > 0; ++i, at += line, left -= line) simd::prefetch<2>(at);
-    }
-  };
-
   // --- Few tokens ----------------------------------------------------------------------------------------------------
 
   /// `count` tokens against rows [first, last) of the weights.
@@ -306,7 +287,7 @@ struct DotGemm {
     for (std::int64_t o = first; o < last; o += L) {
       const std::int64_t valid = std::min(L, last - o);
       // While a group of rows is used the next one is fetched, little by little.
-      Stream ahead{w.row(o) + L * row_bytes, std::clamp<std::int64_t>(last - o - L, 0, L) * row_bytes};
+      BytesToRead ahead{w.row(o) + L * row_bytes, std::clamp<std::int64_t>(last - o - L, 0, L) * row_bytes};
       unrolled<few_tokens>([&](auto one_less) {
         if (count == one_less + 1) group<one_less + 1>(tokens, w, o, valid, ahead, share, bias, y, store);
       });
@@ -316,7 +297,7 @@ struct DotGemm {
   /// The N tokens against L rows from `o`, of which `valid` exist.
   template <int N>
   static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid,
-                    Stream& ahead, std::int64_t share, const float* bias, MatrixView<float> y, Store store) {
+                    BytesToRead& ahead, std::int64_t share, const float* bias, MatrixView<float> y, Store store) {
     const std::byte* row[L];
     // Rows past the end repeat the last one; their sums are dropped.
     for (std::int64_t r = 0; r < L; ++r) row[r] = w.row(o + std::min(r, valid - 1));
@@ -349,7 +330,7 @@ struct DotGemm {
   /// sums[n][r]: `Lines` lines of block `block` of row r times N rows of x, along the lanes.
   template <int N, int Lines>
   static HYMBA_ALWAYS_INLINE void group_block(const std::byte* const (&row)[L], std::int64_t cols, std::int64_t block,
-                                              const std::int8_t* x, Stream& ahead, std::int64_t share,
+                                              const std::int8_t* x, BytesToRead& ahead, std::int64_t share,
                                               Ints (&sums)[N][L]) {
     const auto one = [&](std::int64_t r) {
       ahead.fetch(share);
@@ -409,22 +390,15 @@ struct DotGemm {
    public:
     Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block, std::int64_t shares)
         : share_(units_of(panel_rows * row_lines, shares)),
-          row_(w.row(o) + block * bytes),
-          row_bytes_(static_cast<std::int64_t>(Format::row_bytes(w.cols))),
-          rows_(std::clamp<std::int64_t>(end - o, 0, panel_rows)) {}
-    HYMBA_ALWAYS_INLINE void fetch() {
-      for (std::int64_t i = 0; i < share_ && rows_ > 0; ++i) {
-        simd::prefetch<2>(row_ + at_ * line);
-        if (++at_ == row_lines) at_ = 0, row_ += row_bytes_, --rows_;
-      }
-    }
+          rows_{w.row(o) + block * bytes, static_cast<std::int64_t>(Format::row_bytes(w.cols)), row_lines,
+                std::clamp<std::int64_t>(end - o, 0, panel_rows)} {}
+    HYMBA_ALWAYS_INLINE void fetch() { rows_.fetch(share_); }
 
    private:
     static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
     static constexpr std::int64_t row_lines = bytes / line;
     std::int64_t share_;
-    const std::byte* row_;
-    std::int64_t row_bytes_, rows_, at_ = 0;
+    RowsToRead rows_;
   };
 
   /// A block of `lines` lines of the rows from `o`, of which `valid` exist, as [four columns][row][4], shifted. Rows
