@@ -75,20 +75,24 @@ void choose(Study& s, const study::Options& o) {
     throw ArgumentError(message("--only: ", hymba::detail::quote(name), " is none of ", names));
   }
   if (named("lm") || named("recall")) s.with_lm = named("lm"), s.with_recall = named("recall");
-  for (const study::Variant& v : all) {
-    if (by_name ? named(v.name) : v.quick || !(o.quick || o.smoke)) s.variants.push_back(v);
+  if (by_name) {
+    for (const study::Variant& v : all) {
+      if (named(v.name)) s.variants.push_back(v);
+    }
+  } else {
+    s.variants = o.quick ? study::roadmap() : all;
   }
 }
 
 Study planned(const study::Options& o, std::int64_t vocabulary) {
   Study s;
   s.lm = {{128, 7, static_cast<int>(vocabulary), 64, true}, 280, 2048, 256, 3e-3};
-  s.recall = {{64, 4, study::Recall::vocabulary, 8, false}, 600, 8192, study::Recall::longest, 3e-3};
+  s.recall = {{64, 4, study::Recall::vocabulary, 8, false}, 800, 4096, study::Recall::longest, 3e-3};
   s.seeds = static_cast<std::uint64_t>(o.seeds.value_or(o.quick || o.smoke ? 1 : 3));
   s.jobs = o.jobs.value_or(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
   const double scale = o.scale.value_or(1);
   double lm_scale = o.quick ? 0.2 * scale : scale;
-  double recall_scale = o.quick ? 0.6 * scale : scale;  // with much less, nothing is recalled yet
+  double recall_scale = o.quick ? 0.75 * scale : scale;  // with much less, nothing is recalled yet
   if (o.smoke) {
     s.lm.size.width = 64;
     s.lm.size.window = 8;

@@ -27,7 +27,7 @@ inline constexpr const char* usage =
     "  --jobs N        runs side by side, one thread each (default: a job per core)\n"
     "  --scale X       multiplies the training steps (default 1)\n"
     "  --only LIST     these variants and tasks only, e.g. parallel,hymba,recall\n"
-    "  --quick         one seed, fewer steps, fewer variants: minutes; --seeds and --scale still count\n"
+    "  --quick         one seed, fewer steps, the roadmap alone: minutes; --seeds and --scale still count\n"
     "  --smoke         a few steps on made-up text, to see that everything runs; needs --out alone\n";
 
 struct Options {

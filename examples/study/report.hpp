@@ -89,6 +89,9 @@ class Findings {
       return 100 * sum / static_cast<double>(r.values.size());
     });
   }
+  bool anything(const Variant& v) const {
+    return perplexity(v).count + recall(v).count + speed(v).count > 0;
+  }
   Summary speed(const Variant& v) const {
     const auto r = results_.find("decode", v.name, 0, decode_);
     return Summary(r ? r->values : std::vector<double>());
@@ -162,7 +165,18 @@ inline std::vector<std::pair<std::string, hymba::Chart>> charts(const Question& 
   return {{question.file + "_perplexity.svg", perplexity}, {question.file + "_recall.svg", recall}};
 }
 
-/// Writes OUT/table.md and OUT/*.svg; returns the tables.
+/// The question without the variants of which nothing is known.
+inline Question answered(const Question& question, const Findings& found) {
+  Question out{question.file, question.title, question.axis, {}, {}};
+  for (std::size_t i = 0; i < question.variants.size(); ++i) {
+    if (!found.anything(question.variants[i])) continue;
+    out.variants.push_back(question.variants[i]);
+    out.places.push_back(question.places[i]);
+  }
+  return out;
+}
+
+/// Writes OUT/table.md and OUT/*.svg, of the questions that there are two answers to at least; returns the tables.
 inline std::string write_report(const std::filesystem::path& out, const Findings& found, const Size& lm_size) {
   const auto write = [&](const std::string& name, const std::string& text) {
     hymba::AtomicFile file(out / name);
@@ -170,7 +184,9 @@ inline std::string write_report(const std::filesystem::path& out, const Findings
     file.commit();
   };
   std::string tables;
-  for (const Question& question : questions()) {
+  for (const Question& whole : questions()) {
+    const Question question = answered(whole, found);
+    if (question.variants.size() < 2) continue;
     tables += table(question, found, lm_size);
     for (const auto& [name, chart] : charts(question, found)) write(name, hymba::chart_svg(chart));
   }

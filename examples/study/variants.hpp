@@ -39,7 +39,6 @@ struct Variant {
   int meta_tokens = 0;
   int attention_eighths = 4;  ///< of the channels of parallel heads; 4: as many as Mamba's, as published
   const char* fusion = "mean_of_norms";
-  bool quick = true;  ///< part of --quick
 };
 
 /// Of the variant with all of Hymba's parts.
@@ -69,7 +68,6 @@ inline std::vector<Variant> meta_sweep() {
       v.name = "sharing";
     } else if (count != hymba_meta_tokens) {
       v.name = "meta" + std::to_string(count);
-      v.quick = count == 128;
     }
     out.push_back(std::move(v));
   }
@@ -85,7 +83,6 @@ inline std::vector<Variant> ratio_sweep() {
     v.title = std::to_string(eighths) + " : " + std::to_string(8 - eighths);
     v.attention_eighths = eighths;
     v.fusion = "concat";
-    v.quick = eighths % 3 == 1;
     out.push_back(std::move(v));
   }
   return out;
