@@ -2,7 +2,6 @@
 //
 // op::GatedGemm gives the bits of two op::Gemm and an op::SwiGlu, whatever the sizes, formats and threads: all three
 // are checked against the double reference elsewhere.
-#include <hymba/exec/executor.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
@@ -14,6 +13,8 @@
 #include <cstring>
 #include <random>
 #include <vector>
+
+#include "test_executor.hpp"
 
 using namespace hymba;
 
@@ -53,7 +54,7 @@ void check(std::int64_t tokens, std::int64_t in, std::int64_t hidden, int thread
   const std::size_t bytes = aligned_size(Gemm::scratch_bytes(tokens, in, hidden));
   AlignedBuffer mine(bytes * static_cast<std::size_t>(threads)), shared(gemm_shared_bytes<Arch>(tokens, in, hidden));
   const Scratch scratch{mine.data(), bytes, shared.data()};
-  DefaultExecutor exec(threads);
+  hymba_test::TestExecutor exec(threads);
   const MatrixView<const float> rows(x.data(), tokens, in);
   kernel_for<op::GatedGemm, Arch>::run(exec, scratch, rows, gate.view(), up.view(),
                                        MatrixView<float>(got.data(), tokens, hidden),

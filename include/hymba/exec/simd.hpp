@@ -8,6 +8,7 @@
 #pragma once
 
 #include <hymba/core/macros.hpp>
+#include <hymba/core/quantised.hpp>
 #include <hymba/core/types.hpp>
 #include <hymba/exec/arch.hpp>
 
@@ -356,16 +357,7 @@ inline constexpr bool has_narrow =
 #endif
 
 #if defined(__SSSE3__)
-// half_products.at[m][v] = (v - 8) * m
-struct HalfProducts {
-  alignas(64) std::int8_t at[16][16] = {};
-  constexpr HalfProducts() {
-    for (int m = 0; m < 16; ++m) {
-      for (int v = 0; v < 16; ++v) at[m][v] = static_cast<std::int8_t>((v - 8) * m);
-    }
-  }
-};
-inline constexpr HalfProducts half_products{};
+inline constexpr Int4Products<0> half_products{};
 #endif
 
 }  // namespace detail

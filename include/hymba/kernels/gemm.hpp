@@ -10,6 +10,8 @@
 #include <hymba/exec/formats.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
+#include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_rows.hpp>
 
 #include <algorithm>
@@ -116,8 +118,6 @@ struct GemmSimd {
   static constexpr std::int64_t block_max = 832;
   static constexpr std::int64_t block_unit = 64;
   static_assert(block_max % block_unit == 0 && block_unit % L == 0);
-
-  static constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
   /// Columns per block of I: all blocks but the last have this many.
   static constexpr std::int64_t block_cols(std::int64_t cols) {
@@ -395,27 +395,6 @@ struct GemmSimd {
     std::memcpy(y, base, sizeof(base));
   }
 
-  /// Fetches a panel of weights into cache little by little, while the panel before it is being used.
-  struct Ahead {
-    const std::byte* row;
-    std::size_t stride;
-    std::int64_t rows_left;
-    std::int64_t row_bytes;
-    std::int64_t at = 0;
-
-    HYMBA_ALWAYS_INLINE void lines(std::int64_t count) {
-      for (; count > 0 && rows_left > 0; --count) {
-        simd::prefetch<2>(row + at);
-        at += 64;
-        if (at >= row_bytes + 63) {
-          at = 0;
-          row += stride;
-          --rows_left;
-        }
-      }
-    }
-  };
-
   /// Rows [t0, t1) of x against weight rows [o0, o1).
   template <Weights W>
   static void packed(float* scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
@@ -440,14 +419,16 @@ struct GemmSimd {
         const std::int64_t next_o = below ? o + packed_r : o0;
         const std::int64_t next_k = below ? k : k + block;
         const std::int64_t next_byte = byte_of<W>(std::min(next_k, w.cols), w.cols);
-        Ahead ahead{w.row(next_o) + next_byte, weight_format<W>::row_bytes(w.cols),
-                    next_k < w.cols ? std::min<std::int64_t>(packed_r, o1 - next_o) : 0,
-                    byte_of<W>(std::min(next_k + block, w.cols), w.cols) - next_byte};
-        const std::int64_t share = (packed_r * (ahead.row_bytes / 64 + 2) + panels - 1) / panels;
+        // It is fetched little by little while this one is used. A row may begin anywhere in a cache line.
+        const std::int64_t next_bytes = byte_of<W>(std::min(next_k + block, w.cols), w.cols) - next_byte;
+        RowsToRead ahead{w.row(next_o) + next_byte, static_cast<std::int64_t>(weight_format<W>::row_bytes(w.cols)),
+                         units_of(next_bytes + 63, 64),
+                         next_k < w.cols ? std::min<std::int64_t>(packed_r, o1 - next_o) : 0};
+        const std::int64_t share = units_of(packed_r * ahead.lines, panels);
         for (std::int64_t t = t0; t < t1; t += packed_n) {
           const std::int64_t rows = std::min<std::int64_t>(packed_n, t1 - t);
           for (std::int64_t n = 0; n < rows; ++n) simd::prefetch(y.row(t + n) + o);
-          ahead.lines(share);
+          ahead.fetch(share);
           float out[packed_n][packed_r];
           packed_block(w_panel, x_panels + (t - t0) * steps * L, steps, out);
           for (std::int64_t n = 0; n < rows; ++n) {

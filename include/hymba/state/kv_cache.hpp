@@ -4,9 +4,9 @@
 //
 // A layer that produces a cache owns one block of keys [kv_heads, capacity, key_width] and one of values; rows of signed
 // bytes have their scales in two blocks more. Rows of one head are contiguous, so that decoding streams them. The first
-// M rows hold the meta tokens and are never evicted. A global layer's other rows are positions in order; a window layer's are a ring of W + 1, position p in row
-// M + (p - M) mod (W + 1): exactly what the window of the newest position can see, and nothing more, however long the
-// context. Layers of a sharing group have no block of their own.
+// M rows hold the meta tokens and are never evicted. A global layer's other rows are positions in order; a window
+// layer's are a ring of W + 1, position p in row M + (p - M) mod (W + 1): exactly what the window of the newest position
+// can see, and nothing more, however long the context. Layers of a sharing group have no block of their own.
 #pragma once
 
 #include <hymba/core/aligned_buffer.hpp>

@@ -432,16 +432,20 @@ class TrainingNetwork {
     // Heads may change their input in place, and the backward pass wants it as it was.
     const View input(part_, rows_, projected.cols);
     for (std::int64_t t = 0; t < rows_; ++t) std::copy_n(projected.row(t), projected.cols, input.row(t));
+    CacheRows<E> all;
+    all.keys = source.keys;
+    all.values = source.values;
+    all.capacity = max_rows_;
+    all.kv_heads = a_.attention.kv_heads;
+    all.key_width = dk;
+    all.value_width = dv;
     for (std::size_t s = 0; s < sequences_; ++s) {
       LayerCache<E>& cache = caches_[s];
-      cache.keys = source.keys + ranges_[s].first_row * dk;
-      cache.values = source.values + ranges_[s].first_row * dv;
-      cache.capacity = max_rows_;
+      static_cast<CacheRows<E>&>(cache) = all;
+      cache.keys += ranges_[s].first_row * dk;
+      cache.values += ranges_[s].first_row * dv;
       cache.meta = a_.meta_tokens();
       cache.window = a_.plan[i].window;
-      cache.kv_heads = a_.attention.kv_heads;
-      cache.key_width = dk;
-      cache.value_width = dv;
       cache_sequences_[s] = {ranges_[s].first_row, ranges_[s].rows, 0, &cache};
     }
     AttentionStep<E> step;
@@ -455,12 +459,7 @@ class TrainingNetwork {
       step.sines = ConstView(view(sines_, rope_.half()));
     }
     // A window layer finds a step's own keys and values staged: here all of them, in the same place.
-    step.staged.keys = source.keys;
-    step.staged.values = source.values;
-    step.staged.capacity = max_rows_;
-    step.staged.kv_heads = a_.attention.kv_heads;
-    step.staged.key_width = dk;
-    step.staged.value_width = dv;
+    step.staged = all;
     step.kernel_sequences = attention_sequences_;
     step.output = view(l.attended, a_.attention_width());
     const Context<P> c = context(i, Part::attention);
