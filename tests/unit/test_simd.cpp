@@ -137,21 +137,23 @@ TEST_CASE("simd: signed bytes are the nearest integers, even ones in the middle,
   }
 }
 
-TEST_CASE("simd: halves of bytes times their multipliers") {
-  // Every byte, in four lines; every multiplier beside a different one.
+TEST_CASE("simd: halves of bytes looked up in two tables") {
+  // Every byte, in four lines; tables of every sign.
   std::vector<std::byte> bytes(256);
   for (std::size_t i = 0; i < 256; ++i) bytes[i] = static_cast<std::byte>(i * 37 % 256);
+  alignas(16) std::int8_t tables[2][16];
+  for (int v = 0; v < 16; ++v) {
+    tables[0][v] = static_cast<std::int8_t>(17 * v - 128);
+    tables[1][v] = static_cast<std::int8_t>(91 - 9 * v);
+  }
   std::vector<std::int8_t> low(64), high(64);
-  for (unsigned m = 0; m < 16; ++m) {
-    const unsigned multipliers[] = {m, (m * 7 + 3) % 16};
-    for (std::size_t line = 0; line < 256; line += 64) {
-      simd::multiply_halves<false>(bytes.data() + line, multipliers[0], multipliers[1], low.data());
-      simd::multiply_halves<true>(bytes.data() + line, multipliers[0], multipliers[1], high.data());
-      for (std::size_t i = 0; i < 64; ++i) {
-        const int byte = std::to_integer<int>(bytes[line + i]), by = static_cast<int>(multipliers[i / 32]);
-        CHECK(low[i] == ((byte & 15) - 8) * by);
-        CHECK(high[i] == ((byte >> 4) - 8) * by);
-      }
+  for (std::size_t line = 0; line < 256; line += 64) {
+    simd::look_up_halves<false>(bytes.data() + line, tables[0], tables[1], low.data());
+    simd::look_up_halves<true>(bytes.data() + line, tables[0], tables[1], high.data());
+    for (std::size_t i = 0; i < 64; ++i) {
+      const int byte = std::to_integer<int>(bytes[line + i]);
+      CHECK(low[i] == tables[i / 32][byte & 15]);
+      CHECK(high[i] == tables[i / 32][byte >> 4]);
     }
   }
 }

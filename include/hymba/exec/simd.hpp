@@ -356,10 +356,6 @@ inline constexpr bool has_narrow =
     false;
 #endif
 
-#if defined(__SSSE3__)
-inline constexpr Int4Products<0> half_products{};
-#endif
-
 }  // namespace detail
 
 // --- Loads and stores ------------------------------------------------------------------------------------------------
@@ -400,16 +396,16 @@ HYMBA_ALWAYS_INLINE floats<A> load(const std::int8_t* from) {
   }
 }
 
-/// Unpacks 64 values of 4 bits, stored 8 above what they mean, from one half of 64 bytes (the low halves unless
-/// `High`): to[i] = (half of from[i] - 8) * (i < 32 ? m0 : m1), with multipliers m0 and m1 from 0 to 15.
+/// Looks 64 values of 4 bits up, which are the low halves of 64 bytes, or the high ones if `High`: to[i] = t0[half of
+/// from[i]] for i < 32, then t1[...]. Both tables have 16 bytes, aligned to 16.
 template <bool High>
-HYMBA_ALWAYS_INLINE void multiply_halves(const std::byte* from, unsigned m0, unsigned m1, std::int8_t* to) {
+HYMBA_ALWAYS_INLINE void look_up_halves(const std::byte* from, const std::int8_t* t0, const std::int8_t* t1,
+                                        std::int8_t* to) {
 #if defined(__SSSE3__)
-  // Shuffles look the products up: a row of the table for each multiplier.
-  const __m128i t0 = _mm_load_si128(reinterpret_cast<const __m128i*>(detail::half_products.at[m0]));
-  const __m128i t1 = _mm_load_si128(reinterpret_cast<const __m128i*>(detail::half_products.at[m1]));
+  const __m128i first = _mm_load_si128(reinterpret_cast<const __m128i*>(t0));
+  const __m128i second = _mm_load_si128(reinterpret_cast<const __m128i*>(t1));
 #if defined(__AVX512BW__)
-  const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(t0), 0xff00, t1);
+  const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(first), 0xff00, second);
   __m512i v = _mm512_loadu_si512(from);
   if constexpr (High) v = _mm512_srli_epi16(v, 4);
   _mm512_storeu_si512(to, _mm512_shuffle_epi8(tables, _mm512_and_si512(v, _mm512_set1_epi8(15))));
@@ -418,7 +414,7 @@ HYMBA_ALWAYS_INLINE void multiply_halves(const std::byte* from, unsigned m0, uns
     __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
     if constexpr (High) v = _mm256_srli_epi16(v, 4);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
-                        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(i == 0 ? t0 : t1),
+                        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(i == 0 ? first : second),
                                             _mm256_and_si256(v, _mm256_set1_epi8(15))));
   }
 #else
@@ -426,19 +422,20 @@ HYMBA_ALWAYS_INLINE void multiply_halves(const std::byte* from, unsigned m0, uns
     __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
     if constexpr (High) v = _mm_srli_epi16(v, 4);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm_shuffle_epi8(i < 32 ? t0 : t1, _mm_and_si128(v, _mm_set1_epi8(15))));
+                     _mm_shuffle_epi8(i < 32 ? first : second, _mm_and_si128(v, _mm_set1_epi8(15))));
   }
 #endif
+#elif defined(HYMBA_SIMD_NEON64)
+  const int8x16_t first = vld1q_s8(t0), second = vld1q_s8(t1);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
+  for (int i = 0; i < 64; i += 16) {
+    uint8x16_t v = vld1q_u8(bytes + i);
+    v = High ? vshrq_n_u8(v, 4) : vandq_u8(v, vdupq_n_u8(15));
+    vst1q_s8(to + i, vqtbl1q_s8(i < 32 ? first : second, v));
+  }
 #else
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
-  for (int part = 0; part < 64; part += 32) {
-    // In bytes throughout: compilers then use vectors of them.
-    const auto m = static_cast<std::uint8_t>(part == 0 ? m0 : m1);
-    for (int i = part; i < part + 32; ++i) {
-      const auto half = static_cast<std::uint8_t>(High ? bytes[i] >> 4 : bytes[i] & 15);
-      to[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(static_cast<std::uint8_t>(half - 8) * m));
-    }
-  }
+  for (int i = 0; i < 64; ++i) to[i] = (i < 32 ? t0 : t1)[High ? bytes[i] >> 4 : bytes[i] & 15];
 #endif
 }
 

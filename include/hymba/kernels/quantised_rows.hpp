@@ -22,8 +22,8 @@ namespace detail {
 inline constexpr std::int64_t quantised_line = 64;
 static_assert(quantised_block % quantised_line == 0 && Int4Rows::group % quantised_line == 0);
 
-/// One line of a row: 64 signed bytes and the scale that multiplies them. Behind the row's last column the bytes are
-/// zero.
+/// One line of a row: 64 signed bytes and the scale that multiplies them. Behind the row's last column are any bytes of
+/// the format (zeros in int8), for the other operand is zero there.
 struct QuantisedLine {
   const std::int8_t* values;
   float scale;
@@ -41,12 +41,11 @@ requires(weight_format<W>::quantised) HYMBA_ALWAYS_INLINE QuantisedLine
     return {reinterpret_cast<const std::int8_t*>(row + col), scale};
   } else {
     const std::byte* from = row + col / Int4Rows::group * quantised_line;
-    const std::uint32_t pair =
-        Int4Rows::multipliers(row, cols, block) >> (col % quantised_block / Int4Rows::sub_block * 4);
+    const auto table = [&](std::int64_t k) { return int4_table<0>.at[Int4Rows::code(row, cols, k)]; };
     if (col % Int4Rows::group == 0) {
-      simd::multiply_halves<false>(from, pair & 15u, pair >> 4 & 15u, buffer);
+      simd::look_up_halves<false>(from, table(col), table(col + Int4Rows::sub_block), buffer);
     } else {
-      simd::multiply_halves<true>(from, pair & 15u, pair >> 4 & 15u, buffer);
+      simd::look_up_halves<true>(from, table(col), table(col + Int4Rows::sub_block), buffer);
     }
     return {buffer, scale};
   }
@@ -59,7 +58,7 @@ constexpr std::int64_t quantised_byte(std::int64_t col) {
 }
 
 /// Decodes columns [first, first + count) of a row to whole vectors, `stride` floats apart; `first` is a multiple
-/// of 64. In the last vector, columns behind the row's last are scale times zero.
+/// of 64. In the last vector, columns behind the row's last are as finite as the scale.
 template <class A, Weights W>
 HYMBA_ALWAYS_INLINE void decode_columns(const std::byte* row, std::int64_t cols, std::int64_t first, std::int64_t count,
                                         float* to, std::int64_t stride = simd::lanes<A>) {

@@ -94,29 +94,26 @@ inline void fill_random_rows(const TensorSpec& t, RandomFill fill, std::uint64_t
   const std::int64_t cols = t.dims[1];
   const bool halves = type == DType::int4;
   const std::size_t values = halves ? Int4Rows::value_bytes(cols) : Int8Rows::value_bytes(cols);
-  const std::size_t scale_bytes = halves ? Int4Rows::scale_bytes : Int8Rows::scale_bytes;
-  const float scale = fill.spread / (halves ? 7.0f * 8.0f : 127.0f);
-  constexpr std::uint32_t multipliers = 0x88888888u;
+  // Half bytes of int4 are uniform under codes around this one, like those of real weights.
+  constexpr int middle_code = 0xc8;
+  const float scale = fill.spread / (halves ? Int4Levels::largest(middle_code) : 127.0f);
   for (std::int64_t r = 0; r < t.dims[0]; ++r, to += dtype_row_bytes(type, cols)) {
     std::memset(to, 0, dtype_row_bytes(type, cols));
     for (std::size_t i = 0; i < values; i += 8) {
       const std::uint64_t bits = splitmix64(seed);
       std::memcpy(to + i, &bits, 8);
     }
-    if (halves) {  // value 0 would be -8, without a counterpart; padding is zero
-      for (std::int64_t i = 0; i < static_cast<std::int64_t>(values); ++i) {
-        const std::int64_t col = i / 64 * Int4Rows::group + i % 64;
-        const auto low = to[i] & std::byte{0x0f}, high = to[i] & std::byte{0xf0};
-        to[i] = (col >= cols || low == std::byte{0} ? std::byte{0x08} : low) |
-                (col + 64 >= cols || high == std::byte{0} ? std::byte{0x80} : high);
+    if (halves) {
+      std::memcpy(to + values, &scale, sizeof(scale));
+      for (std::int64_t i = 0; i < quantised_blocks(cols); ++i) {
+        const std::uint64_t codes = 0x8484848484848484u + (splitmix64(seed) & 0x7777777777777777u);
+        std::memcpy(to + values + sizeof(scale) + 8 * i, &codes, sizeof(codes));
       }
     } else {
       std::memset(to + cols, 0, values - static_cast<std::size_t>(cols));
-    }
-    for (std::int64_t b = 0; b < quantised_blocks(cols); ++b) {
-      std::byte* const at = to + values + static_cast<std::size_t>(b) * scale_bytes;
-      std::memcpy(at, &scale, sizeof(scale));
-      if (halves) std::memcpy(at + sizeof(scale), &multipliers, sizeof(multipliers));
+      for (std::int64_t b = 0; b < quantised_blocks(cols); ++b) {
+        std::memcpy(to + values + static_cast<std::size_t>(b) * sizeof(scale), &scale, sizeof(scale));
+      }
     }
   }
 }

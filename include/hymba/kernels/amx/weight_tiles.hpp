@@ -79,28 +79,24 @@ struct TileWeights {
   }
 
  private:
-  static constexpr Int4Products<0> products{};
-
   /// One step of `rows` int4 rows as signed bytes, 64 apart. A line of values holds two steps, one in the low halves of
-  /// its bytes and one in the high halves; the lower 32 columns of a step have one multiplier and the upper 32 the
-  /// next, both in one byte, and a shuffle looks up the products of either.
+  /// its bytes and one in the high halves; the lower 32 columns of a step have one code and the upper 32 the
+  /// next, and a shuffle looks up the levels of either.
   static HYMBA_ALWAYS_INLINE void unpack(const WeightMatrix<W>& w, std::int64_t row, std::int64_t rows,
                                          std::int64_t step, std::int8_t* to) {
     const auto row_bytes = static_cast<std::int64_t>(Int4Rows::row_bytes(w.cols));
     const std::byte* line = w.row(row) + step / 2 * 64;
-    const std::byte* pair =
-        Int4Rows::block_scales(w.row(row), w.cols, step / block_steps) + sizeof(float) + step % block_steps;
-    const auto table = [](unsigned offset) {
-      return _mm_load_si128(reinterpret_cast<const __m128i*>(&products.at[0][0] + offset));
+    const std::byte* codes = Int4Rows::codes(w.row(row), w.cols, 0) + 2 * step;
+    const auto table = [](std::byte code) {
+      return _mm_load_si128(reinterpret_cast<const __m128i*>(int4_table<0>.at[std::to_integer<unsigned>(code)]));
     };
     const auto all = [&](auto half) {
       const __m512i low = _mm512_set1_epi8(15);
-      for (std::int64_t r = 0; r < rows; ++r, line += row_bytes, pair += row_bytes, to += depth) {
+      for (std::int64_t r = 0; r < rows; ++r, line += row_bytes, codes += row_bytes, to += depth) {
         __m512i values = _mm512_loadu_si512(line);
         if constexpr (half()) values = _mm512_srli_epi16(values, 4);
-        const auto multipliers = std::to_integer<unsigned>(*pair);
-        const __m512i tables = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(table(multipliers << 4 & 0xf0)),
-                                                           0xff00, table(multipliers & 0xf0));
+        const __m512i tables =
+            _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(table(codes[0])), 0xff00, table(codes[1]));
         _mm512_store_si512(to, _mm512_shuffle_epi8(tables, _mm512_and_si512(values, low)));
       }
     };

@@ -97,23 +97,18 @@ struct Rows<Unit, Weights::int8> {
 template <class Unit>
 struct Rows<Unit, Weights::int4> {
   struct Block {
-    const std::byte* values;
-    std::uint32_t multipliers;
+    const std::byte *values, *codes;
     HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t cols, std::int64_t block)
-        : values(row + block * (quantised_block / 2)), multipliers(Int4Rows::multipliers(row, cols, block)) {}
+        : values(row + block * (quantised_block / 2)), codes(Int4Rows::codes(row, cols, block)) {}
     template <int Line, int Part>
     HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
-      // A line of memory has the first of two lines of columns in its low halves. A line of columns has two
-      // multipliers.
+      // A line of memory has the first of two lines of columns in its low halves. A line of columns has two codes.
       const typename Unit::Bytes stored = Unit::load(values + Line / 2 * line + Part * 4 * Unit::lanes);
-      const auto products = [&](unsigned nibble) { return table.at[multipliers >> 4 * nibble & 15u]; };
-      return Unit::look_up(Unit::template table<Part>(products(2 * Line), products(2 * Line + 1)),
+      const auto levels = [&](int i) { return int4_table<Unit::offset>.at[std::to_integer<unsigned>(codes[i])]; };
+      return Unit::look_up(Unit::template table<Part>(levels(2 * Line), levels(2 * Line + 1)),
                            Line % 2 == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
     }
   };
-
- private:
-  static constexpr Int4Products<Unit::offset> table{};
 };
 
 /// Products of a packed block of weights.
