@@ -12,7 +12,23 @@
 #define HYMBA_VERSION_PATCH 0
 #define HYMBA_VERSION_STRING "0.1.0"
 
-#if defined(__AVX512BF16__)
+// Whether arch::dot multiplies bf16 weights on dot products of bf16 (vdpbf16ps, bfdot): 0 or 1. Who knows better than
+// the rule below defines it, for all translation units alike. Zen 4 and Zen 5 do twice as many operations a cycle with
+// vdpbf16ps as with multiply-adds of floats; Intel's processors no more or fewer: those from Sapphire Rapids on, which
+// also have AVX512-FP16, and Cooper Lake, which does not, so that the rule is wrong there.
+#if !defined(HYMBA_DOT_BF16)
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(__AVX512FP16__)
+#define HYMBA_DOT_BF16 1
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define HYMBA_DOT_BF16 1
+#else
+#define HYMBA_DOT_BF16 0
+#endif
+#endif
+
+#if defined(__AVX512BF16__) && HYMBA_DOT_BF16
+#define HYMBA_ABI_ARCH avx512bf16dot
+#elif defined(__AVX512BF16__)
 #define HYMBA_ABI_ARCH avx512bf16
 #elif defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define HYMBA_ABI_ARCH avx512vnni
@@ -34,6 +50,8 @@
 #define HYMBA_ABI_ARCH sse42
 #elif defined(__x86_64__) || defined(_M_X64)
 #define HYMBA_ABI_ARCH x86_64
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD) && HYMBA_DOT_BF16
+#define HYMBA_ABI_ARCH aarch64bf16dot
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #define HYMBA_ABI_ARCH aarch64dot
 #elif defined(__aarch64__)
