@@ -4,6 +4,7 @@
 #pragma once
 
 #include <hymba/core/macros.hpp>
+#include <hymba/exec/formats.hpp>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <cpuid.h>
@@ -59,6 +60,12 @@ inline bool ask_for_dot() noexcept {
 inline bool dot_available() noexcept {
   static const bool available = detail::ask_for_dot();
   return available;
+}
+
+/// Whether arch::dot has products of its own, in this translation unit, with weights in format `w`; with others it is its
+/// base.
+constexpr bool dot_takes(Weights w) noexcept {
+  return w == Weights::int8 || w == Weights::int4 || (HYMBA_DOT_BF16 != 0 && w == Weights::bf16);
 }
 
 HYMBA_NAMESPACE_END

@@ -468,14 +468,14 @@ struct kernel_for<op::Gemm, arch::dot<Base>> {
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                   MatrixView<float> y, Store store) {
     if (x.rows == 0) return;
-    if constexpr (W == Weights::int8 || W == Weights::int4) {
-      detail::dot::DotGemm<detail::dot::Best, W>::run(exec, scratch, x, w, bias, y, store);
+    if constexpr (!dot_takes(W)) {
+      kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
 #if HYMBA_DOT_BF16
     } else if constexpr (W == Weights::bf16) {
       detail::dot::Bf16Gemm::run(exec, scratch, x, w, bias, y, store);
 #endif
     } else {
-      kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
+      detail::dot::DotGemm<detail::dot::Best, W>::run(exec, scratch, x, w, bias, y, store);
     }
   }
 };
