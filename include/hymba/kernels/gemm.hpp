@@ -136,7 +136,7 @@ struct FloatUnit {
 /// of x, and at the end of a block of I each is folded to one number. That needs no transposition, serves one row of x
 /// as well as a thousand with the same sums, and costs a fold per accumulator: about a twentieth of the time when a
 /// block is some fifty vectors long. I is cut in equal blocks, so that a block of both operands stays in cache.
-template <class Unit>
+template <class Unit, int DirectRowsAtOnce = 4>
 struct GemmAlongColumns {
   using A = typename Unit::A;
   using Number = typename Unit::Number;
@@ -146,7 +146,7 @@ struct GemmAlongColumns {
   static constexpr bool wide = Unit::wide;
 
   // Few rows: R weight rows straight from memory, N <= N_max rows of x.
-  static constexpr int direct_r = 4;
+  static constexpr int direct_r = DirectRowsAtOnce;
   static constexpr int direct_n_max = wide ? 6 : 3;
   /// The most rows of x that are few. Quantised weights are decoded anew for every N_max rows: soon packing pays.
   template <Weights W>
@@ -203,7 +203,7 @@ struct GemmAlongColumns {
     }
     HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) simd::prefetch(row[r] + k + ahead);
+      for (int r = 0; r < direct_r; ++r) simd::prefetch<2>(row[r] + k + ahead);
     }
     HYMBA_ALWAYS_INLINE Vector load(int r, std::int64_t k) const { return Unit::load(row[r] + k); }
     HYMBA_ALWAYS_INLINE Vector load_partial(int r, std::int64_t k, std::int64_t count) const {

@@ -28,6 +28,7 @@ namespace detail::dot {
 /// activations are rounded. A few rows of them are rounded before the product, many when they are packed for it.
 struct Bf16Gemm {
   using Impl = GemmAlongColumns<Bf16Unit>;
+  using One = GemmAlongColumns<Bf16Unit, 8>;
   static constexpr std::int64_t few = Impl::direct_rows<Weights::bf16>;
   static constexpr std::int64_t line = 64 / sizeof(bf16);  ///< numbers in a cache line, with which rounded rows begin
 
@@ -49,7 +50,7 @@ struct Bf16Gemm {
     } else if (x.rows == 1) {
       // Every thread rounds the token for itself: less work than to wait for one that does.
       const auto own = [&](int thread) { return rounded(scratch.of<bf16>(thread), x); };
-      Impl::run_direct(exec, 1, own, w, bias, y, store);
+      One::run_direct(exec, 1, own, w, bias, y, store);
     } else {
       auto* const memory = reinterpret_cast<bf16*>(scratch.shared);
       const std::int64_t stride = round_up(x.cols, line);
