@@ -62,8 +62,8 @@ inline bool dot_available() noexcept {
   return available;
 }
 
-/// Whether arch::dot has products of its own, in this translation unit, with weights in format `w`; with others it is its
-/// base.
+/// Whether arch::dot has products of its own, in this translation unit, with weights in format `w`; with others it is
+/// its base.
 constexpr bool dot_takes(Weights w) noexcept {
   return w == Weights::int8 || w == Weights::int4 || (HYMBA_DOT_BF16 != 0 && w == Weights::bf16);
 }
