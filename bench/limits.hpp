@@ -2,7 +2,7 @@
 //
 // The machine's own limits, measured in the process that compares itself with them: read bandwidth of memory, and the
 // peaks of the units that multiply matrices (single-precision multiply-adds, AMX tiles in bf16 and int8, dot products
-// of bytes). The best of several ways and repetitions: a limit is what was reached once. The benches and `hymba bench`
+// of bytes and of bf16). The best of several ways and repetitions: a limit is what was reached once. The benches and `hymba bench`
 // share this file.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/amx/tiles.hpp>
+#include <hymba/kernels/dot/bf16_unit.hpp>
 #include <hymba/kernels/dot/units.hpp>
 
 #include <algorithm>
@@ -147,6 +148,38 @@ inline double multiply_bytes(std::int64_t rounds) {
 }
 #endif
 
+#if HYMBA_DOT_BF16
+/// Dot products of two bf16 each likewise.
+inline double multiply_bf16(std::int64_t rounds) {
+  using Unit = hymba::detail::dot::Bf16Unit;
+  constexpr int chains = 12;  // as above
+  alignas(64) hymba::bf16 numbers[Unit::columns];
+  for (hymba::bf16& number : numbers) number = hymba::bf16(0.01f);
+  typename Unit::Sums acc[chains];
+#pragma GCC unroll 12
+  for (int c = 0; c < chains; ++c) acc[c] = hymba::simd::broadcast<Unit::A>(static_cast<float>(c));
+  const typename Unit::Vector a = Unit::load(numbers);
+  typename Unit::Vector b = a;
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; ++c) {
+      // As above.
+#if defined(__aarch64__)
+      __asm__ volatile("" : "+w"(b));
+#else
+      __asm__ volatile("" : "+x"(b));
+#endif
+      acc[c] = Unit::multiply_add(a, b, acc[c]);
+    }
+  }
+  float sums[chains];
+  hymba::simd::sums<Unit::A>(acc, sums);
+#pragma GCC unroll 12
+  for (int c = 0; c < chains; ++c) keep(sums[c]);
+  return 2.0 * static_cast<double>(rounds) * chains * Unit::columns;
+}
+#endif
+
 /// The best rate, in 1e9 operations a second, over `repetitions` runs in which every thread calls `body`, which returns
 /// the number of its operations. Begins none after a second, as below.
 template <class Body>
@@ -260,6 +293,17 @@ inline double byte_dot_peak([[maybe_unused]] int threads, [[maybe_unused]] int r
 #if defined(HYMBA_DOT)
   if (hymba::dot_available()) {
     return detail::best_rate(threads, repetitions, [] { return detail::multiply_bytes(1'000'000); });
+  }
+#endif
+  return 0.0;
+}
+
+/// Peak of the dot products of bf16 of arch::dot with `threads` threads in GFLOP/s; 0 as above, or where bf16 weights
+/// run on the base.
+inline double bf16_dot_peak([[maybe_unused]] int threads, [[maybe_unused]] int repetitions = 10) {
+#if HYMBA_DOT_BF16
+  if (hymba::dot_available()) {
+    return detail::best_rate(threads, repetitions, [] { return detail::multiply_bf16(1'000'000); });
   }
 #endif
   return 0.0;

@@ -59,6 +59,7 @@ enum class MatrixUnit {
   multiply_add,  ///< vectors in single precision
   bf16_tiles,    ///< AMX, tdpbf16ps
   int8_tiles,    ///< AMX, tdpbssd
+  bf16_dot,      ///< vectors of bf16, vdpbf16ps or bfdot
   byte_dot,      ///< vectors of bytes, vpdpbusd or its like
 };
 
@@ -85,7 +86,7 @@ using AnyArchitecture = hymba::Architecture<hymba::DynamicHymba>;
 /// What runs a model, all of it beside vectors in single precision. On `simd` nothing but the formats is rounded.
 enum class Path {
   simd,  ///< arch::best
-  dot,   ///< arch::dot, whose products with int8 and int4 weights round activations; there is none with others
+  dot,   ///< arch::dot, whose products round activations; there is none with weights that hymba::dot_takes denies
   amx,   ///< arch::amx, whose products round activations
 };
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <hymba/exec/arch.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/exec/policy.hpp>
 #include <hymba/exec/team.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
@@ -74,7 +75,7 @@ template <hymba::Weights W>
 inline constexpr bool tiles_take =
     W == hymba::Weights::bf16 || W == hymba::Weights::int8 || W == hymba::Weights::int4;
 
-/// Whether products run on dot products of bytes.
+/// Whether products run on dot products.
 template <class Arch>
 inline constexpr bool on_dots = false;
 template <class Base>
@@ -86,7 +87,10 @@ constexpr MatrixUnit matrix_unit() {
   if (on_tiles<typename Policy::arch>) {
     return hymba::weight_format<Policy::weights>::quantised ? MatrixUnit::int8_tiles : MatrixUnit::bf16_tiles;
   }
-  return on_dots<typename Policy::arch> ? MatrixUnit::byte_dot : MatrixUnit::multiply_add;
+  if (on_dots<typename Policy::arch>) {
+    return hymba::weight_format<Policy::weights>::quantised ? MatrixUnit::byte_dot : MatrixUnit::bf16_dot;
+  }
+  return MatrixUnit::multiply_add;
 }
 
 template <hymba::Weights W, hymba::Cache C, class Arch>
@@ -147,7 +151,7 @@ std::unique_ptr<AnyModel> make_model([[maybe_unused]] Path path, const AnyArchit
   }
 #endif
 #if defined(HYMBA_DOT)
-  if constexpr (hymba::weight_format<W>::quantised) {  // what dot products of bytes take
+  if constexpr (hymba::dot_takes(W)) {
     if (path == Path::dot) {
       using Dots = hymba::arch::dot<hymba::arch::best>;
       return std::make_unique<ModelOf<W, C, Dots>>(architecture, std::move(tensors), source);

@@ -118,6 +118,8 @@ const char* unit_name(MatrixUnit unit) {
       return "AMX bf16";
     case MatrixUnit::int8_tiles:
       return "AMX int8";
+    case MatrixUnit::bf16_dot:
+      return "bf16 dot products";
     case MatrixUnit::byte_dot:
       return "byte dot products";
     default:
@@ -142,6 +144,8 @@ class Limits {
         return hymba_bench::bf16_tile_peak(threads_, 30);
       case MatrixUnit::int8_tiles:
         return hymba_bench::int8_tile_peak(threads_, 30);
+      case MatrixUnit::bf16_dot:
+        return hymba_bench::bf16_dot_peak(threads_, 30);
       case MatrixUnit::byte_dot:
         return hymba_bench::byte_dot_peak(threads_, 30);
       default:

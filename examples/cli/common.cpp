@@ -79,9 +79,10 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
       .add_option(
           "--arch", o.arch,
           "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
-          "of bytes (VNNI and its like), which round activations to 8 bits; amx: tiles, which round activations to "
-          "bf16, or to 8 bits beside int8 and int4. Default: amx where the machine has it, else dot where the "
-          "weights are int8 or int4, else simd")
+          "of bytes (VNNI and its like), which round activations to 8 bits, and beside bf16 those of bf16 where they "
+          "are faster than vectors, which round activations to bf16; amx: tiles, which round activations to bf16, or "
+          "to 8 bits beside int8 and int4. Default: amx where the machine has it, else dot where that is for such "
+          "weights, else simd")
       ->type_name("auto|simd|dot|amx");
   if (max_context_default != nullptr) {
     add_number(command, "--max-context", o.max_context,
@@ -227,7 +228,7 @@ bool tiles_available() {
 #endif
 }
 
-/// Whether this program was compiled for dot products of bytes and the machine has them.
+/// Whether this program was compiled for dot products and the machine has them.
 bool dots_available() {
 #if defined(HYMBA_DOT)
   return hymba::dot_available();
@@ -247,20 +248,23 @@ void check_arch(const CommonOptions& o) {
   }
   if (o.arch == "dot" && !dots_available()) {
     throw UsageError(
-        "--arch is dot, but this program was not compiled for dot products of bytes, or the machine has none");
+        "--arch is dot, but this program was not compiled for dot products, or the machine has not those it was "
+        "compiled for");
   }
 }
 
 /// What --arch, checked, asks for. @throws UsageError.
 Path path_asked_for(const CommonOptions& o, hymba::Weights weights) {
-  const bool bytes = weights == hymba::Weights::int8 || weights == hymba::Weights::int4;
-  if (o.arch == "dot" && !bytes) {
-    throw UsageError(message("--arch is dot, which is for weights in int8 and int4; these are ", name_of(weights)));
+  const bool dots = hymba::dot_takes(weights);
+  if (o.arch == "dot" && !dots) {
+    throw UsageError(message("--arch is dot, which is here for weights in ",
+                             HYMBA_DOT_BF16 != 0 ? "bf16, int8 and int4" : "int8 and int4", "; these are ",
+                             name_of(weights)));
   }
   if (o.arch == "dot") return Path::dot;
   if (o.arch == "amx") return Path::amx;
   if (o.arch == "simd") return Path::simd;
-  return tiles_available() ? Path::amx : bytes && dots_available() ? Path::dot : Path::simd;
+  return tiles_available() ? Path::amx : dots && dots_available() ? Path::dot : Path::simd;
 }
 
 }  // namespace

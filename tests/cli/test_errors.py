@@ -33,8 +33,8 @@ def test_options(folder):
                           ("--stop-token", "512"), ("--stop-token", "-1"), ("--stop-token", "1,2"), ("--temperature", "warm"),
                           ("--temperature", ""), ("--top-k", "many")):
         refused("generate", "--model", MODEL, "--prompt", "x", option, value, naming=option)
-    # Either the weights are not bytes, or the program or the machine has no dot products of them.
-    refused("generate", "--model", MODEL, "--prompt", "x", "--weights", "bf16", "--arch", "dot", naming="--arch is dot")
+    # Either there are no dot products of such weights, or the program or the machine has none at all.
+    refused("generate", "--model", MODEL, "--prompt", "x", "--weights", "f32", "--arch", "dot", naming="--arch is dot")
     for option, value in (("temperature", "-0.5"), ("temperature", "nan"), ("top-p", "0"), ("top-p", "1.5"), ("top-k", "-1"),
                           ("min-p", "2"), ("repetition-penalty", "0"), ("presence-penalty", "inf"), ("penalty-window", "-2")):
         refused("generate", "--model", MODEL, "--prompt", "x", "--" + option, value, naming=option.replace("-", "_"))

@@ -2,6 +2,7 @@
 //
 // op::GatedGemm gives the bits of two op::Gemm and an op::SwiGlu, whatever the sizes, formats and threads: all three
 // are checked against the double reference elsewhere.
+#include <hymba/exec/dot.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/amx/gemm.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
@@ -86,6 +87,16 @@ void check_all() {
 }  // namespace
 
 TEST_CASE("gated gemm: vectors") { check_all<arch::best>(); }
+
+#if defined(HYMBA_DOT)
+TEST_CASE("gated gemm: dot products") {
+  if (!dot_available()) {
+    MESSAGE("dot products are not available here: not tested");
+    return;
+  }
+  check_all<arch::dot<arch::best>>();
+}
+#endif
 
 #if defined(HYMBA_AMX)
 TEST_CASE("gated gemm: tiles") {

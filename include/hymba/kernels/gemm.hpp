@@ -92,19 +92,61 @@ struct kernel_for<op::Gemm, arch::scalar> {
 
 namespace detail {
 
-/// The vector version of op::Gemm on xsimd architecture `A`.
+/// Multiply-adds of floats in the vectors of xsimd architecture `A`. GemmAlongColumns works on any such unit:
+///
+///   Number                  what the numbers of both operands are multiplied as
+///   Vector, columns         a register of so many of them, neighbours in a row
+///   Sums, lanes             a register of sums, each of the same columns in every vector
+///   wide                    whether there are 32 registers
+///   A                       the xsimd architecture of the sums
+///   load, load_partial      numbers of any type that rows have, converted; load_partial as simd::load_partial
+///   store, zero, no_sums    Vector to memory, one of zeros; sums of nothing
+///   multiply_add(w, x, s)   s and the products of w and x
+///   pin(v)                  as simd::pin
+template <class Arch>
+struct FloatUnit {
+  using A = Arch;
+  using Number = float;
+  using Vector = simd::floats<A>;
+  using Sums = simd::floats<A>;
+  static constexpr std::int64_t columns = simd::lanes<A>, lanes = columns;
+  static constexpr bool wide = simd::registers<A> >= 32;
+
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Vector load(const T* from) {
+    return simd::load<A>(from);
+  }
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Vector load_partial(const T* from, std::int64_t count) {
+    return simd::load_partial<A>(from, count);
+  }
+  static HYMBA_ALWAYS_INLINE Vector load_aligned(const float* from) { return Vector::load_aligned(from); }
+  static HYMBA_ALWAYS_INLINE void store(float* to, const Vector& v) { simd::store<A>(to, v); }
+  static HYMBA_ALWAYS_INLINE Vector zero() { return simd::zero<A>(); }
+  static HYMBA_ALWAYS_INLINE Sums no_sums() { return simd::zero<A>(); }
+  static HYMBA_ALWAYS_INLINE Sums multiply_add(const Vector& w, const Vector& x, const Sums& sums) {
+    return simd::fma<A>(w, x, sums);
+  }
+  static HYMBA_ALWAYS_INLINE void pin(Vector& v) { simd::pin<A>(v); }
+};
+
+/// op::Gemm on vectors that run along the columns, by `Unit`.
 ///
 /// Both operands are contiguous along I, so lanes run along I: a block of accumulators holds R weight rows times N rows
 /// of x, and at the end of a block of I each is folded to one number. That needs no transposition, serves one row of x
 /// as well as a thousand with the same sums, and costs a fold per accumulator: about a twentieth of the time when a
 /// block is some fifty vectors long. I is cut in equal blocks, so that a block of both operands stays in cache.
-template <class A>
-struct GemmSimd {
-  static constexpr std::int64_t L = simd::lanes<A>;
-  static constexpr bool wide = simd::registers<A> >= 32;
+template <class Unit, int DirectRowsAtOnce = 4>
+struct GemmAlongColumns {
+  using A = typename Unit::A;
+  using Number = typename Unit::Number;
+  using Vector = typename Unit::Vector;
+  using Sums = typename Unit::Sums;
+  static constexpr std::int64_t C = Unit::columns, L = Unit::lanes;
+  static constexpr bool wide = Unit::wide;
 
   // Few rows: R weight rows straight from memory, N <= N_max rows of x.
-  static constexpr int direct_r = 4;
+  static constexpr int direct_r = DirectRowsAtOnce;
   static constexpr int direct_n_max = wide ? 6 : 3;
   /// The most rows of x that are few. Quantised weights are decoded anew for every N_max rows: soon packing pays.
   template <Weights W>
@@ -115,9 +157,9 @@ struct GemmSimd {
   static constexpr int packed_n = 3;
   static constexpr std::int64_t packed_rows = (L >= 16 ? 256 : 144) / packed_n * packed_n;
 
-  static constexpr std::int64_t block_max = 832;
+  static constexpr std::int64_t block_max = 3328 / static_cast<std::int64_t>(sizeof(Number));
   static constexpr std::int64_t block_unit = 64;
-  static_assert(block_max % block_unit == 0 && block_unit % L == 0);
+  static_assert(block_max % block_unit == 0 && block_unit % C == 0);
 
   /// Columns per block of I: all blocks but the last have this many.
   static constexpr std::int64_t block_cols(std::int64_t cols) {
@@ -130,7 +172,7 @@ struct GemmSimd {
     if (rows <= direct_n_max) return 0;
     const std::int64_t cols = std::min(round_up(in, block_unit), block_max);
     const std::int64_t height = std::min(round_up(rows, packed_n), packed_rows) + packed_r;
-    return static_cast<std::size_t>(round_up(height * cols * static_cast<std::int64_t>(sizeof(float)), 64));
+    return static_cast<std::size_t>(round_up(height * cols * static_cast<std::int64_t>(sizeof(Number)), 64));
   }
 
   /// What y starts from: its old value or zero, plus the bias.
@@ -146,7 +188,7 @@ struct GemmSimd {
   template <Weights W>
   struct DirectRows {
     using Element = typename weight_format<W>::element;
-    static constexpr std::int64_t columns = std::max<std::int64_t>(L, 64 / static_cast<std::int64_t>(sizeof(Element)));
+    static constexpr std::int64_t columns = std::max<std::int64_t>(C, 64 / static_cast<std::int64_t>(sizeof(Element)));
     const Element* row[direct_r];
     std::int64_t ahead;
 
@@ -161,11 +203,11 @@ struct GemmSimd {
     }
     HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) simd::prefetch(row[r] + k + ahead);
+      for (int r = 0; r < direct_r; ++r) simd::prefetch<2>(row[r] + k + ahead);
     }
-    HYMBA_ALWAYS_INLINE simd::floats<A> load(int r, std::int64_t k) const { return simd::load<A>(row[r] + k); }
-    HYMBA_ALWAYS_INLINE simd::floats<A> load_partial(int r, std::int64_t k, std::int64_t count) const {
-      return simd::load_partial<A>(row[r] + k, count);
+    HYMBA_ALWAYS_INLINE Vector load(int r, std::int64_t k) const { return Unit::load(row[r] + k); }
+    HYMBA_ALWAYS_INLINE Vector load_partial(int r, std::int64_t k, std::int64_t count) const {
+      return Unit::load_partial(row[r] + k, count);
     }
   };
 
@@ -177,7 +219,7 @@ struct GemmSimd {
     const std::byte* row[direct_r];
     std::int64_t cols, first, ahead, begin = 0;
     const std::int8_t* values[direct_r];
-    simd::floats<A> scale[direct_r];
+    Vector scale[direct_r];
     alignas(64) std::int8_t buffer[direct_r][W == Weights::int4 ? quantised_line : 1];
 
     HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, std::int64_t o, int valid, std::int64_t first_column,
@@ -196,50 +238,50 @@ struct GemmSimd {
         scale[r] = simd::broadcast<A>(line.scale);
       }
     }
-    HYMBA_ALWAYS_INLINE simd::floats<A> load(int r, std::int64_t k) const {
-      return simd::load<A>(values[r] + (k - begin)) * scale[r];
+    HYMBA_ALWAYS_INLINE Vector load(int r, std::int64_t k) const {
+      return Unit::load(values[r] + (k - begin)) * scale[r];
     }
-    HYMBA_ALWAYS_INLINE simd::floats<A> load_partial(int r, std::int64_t k, std::int64_t) const { return load(r, k); }
+    HYMBA_ALWAYS_INLINE Vector load_partial(int r, std::int64_t k, std::int64_t) const { return load(r, k); }
   };
 
   /// out[n][r] = sum over `cols` columns of weight row r and row n of x.
   template <int N, class Rows>
-  static HYMBA_ALWAYS_INLINE void direct_block(Rows& rows, const float* x, std::int64_t stride, std::int64_t cols,
+  static HYMBA_ALWAYS_INLINE void direct_block(Rows& rows, const Number* x, std::int64_t stride, std::int64_t cols,
                                                float (&out)[N][direct_r]) {
-    simd::floats<A> acc[N][direct_r];
+    Sums acc[N][direct_r];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) acc[n][r] = simd::zero<A>();
+      for (int r = 0; r < direct_r; ++r) acc[n][r] = Unit::no_sums();
     }
-    const std::int64_t whole = cols / L * L;
+    const std::int64_t whole = cols / C * C;
     std::int64_t k = 0;
     while (k < whole) {
       rows.line(k);
       const std::int64_t stop = std::min(k + Rows::columns, whole);
-      for (; k < stop; k += L) {
-        simd::floats<A> xs[N];
+      for (; k < stop; k += C) {
+        Vector xs[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) xs[n] = simd::load<A>(x + n * stride + k);
+        for (int n = 0; n < N; ++n) xs[n] = Unit::load(x + n * stride + k);
 #pragma GCC unroll 8
         for (int r = 0; r < direct_r; ++r) {
-          simd::floats<A> ws = rows.load(r, k);
-          simd::pin<A>(ws);
+          Vector ws = rows.load(r, k);
+          Unit::pin(ws);
 #pragma GCC unroll 8
-          for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
+          for (int n = 0; n < N; ++n) acc[n][r] = Unit::multiply_add(ws, xs[n], acc[n][r]);
         }
       }
     }
     if (k < cols) {
       if (k % Rows::columns == 0) rows.line(k);
-      simd::floats<A> xs[N];
+      Vector xs[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) xs[n] = simd::load_partial<A>(x + n * stride + k, cols - k);
+      for (int n = 0; n < N; ++n) xs[n] = Unit::load_partial(x + n * stride + k, cols - k);
 #pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) {
-        const simd::floats<A> ws = rows.load_partial(r, k, cols - k);
+        const Vector ws = rows.load_partial(r, k, cols - k);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
+        for (int n = 0; n < N; ++n) acc[n][r] = Unit::multiply_add(ws, xs[n], acc[n][r]);
       }
     }
 #pragma GCC unroll 8
@@ -248,7 +290,7 @@ struct GemmSimd {
 
   /// One block of columns for rows [t, t + N) of x and weight rows [o, o + valid).
   template <int N, Weights W>
-  static void direct_tile(const WeightMatrix<W>& w, std::int64_t ahead, MatrixView<const float> x, std::int64_t t,
+  static void direct_tile(const WeightMatrix<W>& w, std::int64_t ahead, MatrixView<const Number> x, std::int64_t t,
                           std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o, int valid) {
     float out[N][direct_r];
     DirectRows<W> rows(w, o, valid, k, ahead);
@@ -261,7 +303,7 @@ struct GemmSimd {
   }
 
   template <Weights W>
-  static void direct(MatrixView<const float> x, WeightMatrix<W> w, const float* bias, MatrixView<float> y, Store store,
+  static void direct(MatrixView<const Number> x, WeightMatrix<W> w, const float* bias, MatrixView<float> y, Store store,
                      std::int64_t first, std::int64_t last) {
     const std::int64_t block = block_cols(w.cols);
     const auto group = static_cast<std::int64_t>(direct_r * weight_format<W>::row_bytes(w.cols));
@@ -297,26 +339,27 @@ struct GemmSimd {
 
   // --- Many rows -----------------------------------------------------------------------------------------------------
 
-  /// Packs `count` <= Height rows of `cols` columns, widened, as [step][row][lane]; missing rows and columns are zero.
+  /// Packs `count` <= Height rows of `cols` columns, converted, as [step][row][column]; what is missing of either is
+  /// zero.
   template <int Height, class Element>
   static HYMBA_ALWAYS_INLINE void pack(const Element* from, std::int64_t stride, std::int64_t count, std::int64_t cols,
-                                       float* to) {
+                                       Number* to) {
     for (std::int64_t r = 0; r < Height; ++r) {
-      float* out = to + r * L;
+      Number* out = to + r * C;
       const Element* in = from + r * stride;
       std::int64_t k = 0;
       if (r < count) {
-        for (; k + L <= cols; k += L) {
-          simd::store<A>(out, simd::load<A>(in + k));
-          out += Height * L;
+        for (; k + C <= cols; k += C) {
+          Unit::store(out, Unit::load(in + k));
+          out += Height * C;
         }
         if (k < cols) {
-          simd::store<A>(out, simd::load_partial<A>(in + k, cols - k));
+          Unit::store(out, Unit::load_partial(in + k, cols - k));
         }
       } else {
-        for (; k < cols; k += L) {
-          simd::store<A>(out, simd::zero<A>());
-          out += Height * L;
+        for (; k < cols; k += C) {
+          Unit::store(out, Unit::zero());
+          out += Height * C;
         }
       }
     }
@@ -325,14 +368,14 @@ struct GemmSimd {
   /// Packs columns [k, k + cols) of weight rows [o, o + count) likewise.
   template <Weights W>
   static HYMBA_ALWAYS_INLINE void pack_weights(const WeightMatrix<W>& w, std::int64_t o, std::int64_t count,
-                                               std::int64_t k, std::int64_t cols, float* to) {
+                                               std::int64_t k, std::int64_t cols, Number* to) {
     if constexpr (weight_format<W>::quantised) {
-      constexpr std::int64_t step = packed_r * L;
+      constexpr std::int64_t step = packed_r * C;
       for (std::int64_t r = 0; r < packed_r; ++r) {
         if (r < count) {
-          decode_columns<A, W>(w.row(o + r), w.cols, k, cols, to + r * L, step);
+          decode_columns<A, W>(w.row(o + r), w.cols, k, cols, to + r * C, step);
         } else {
-          for (std::int64_t i = 0; i < cols; i += L) simd::store<A>(to + r * L + i * packed_r, simd::zero<A>());
+          for (std::int64_t i = 0; i < cols; i += C) Unit::store(to + r * C + i * packed_r, Unit::zero());
         }
       }
     } else {
@@ -352,32 +395,31 @@ struct GemmSimd {
   }
 
   /// out[n][r] = the sums over `steps` vectors of one panel of each operand.
-  static HYMBA_ALWAYS_INLINE void packed_block(const float* w, const float* x, std::int64_t steps,
+  static HYMBA_ALWAYS_INLINE void packed_block(const Number* w, const Number* x, std::int64_t steps,
                                                float (&out)[packed_n][packed_r]) {
-    simd::floats<A> acc[packed_n][packed_r];
+    Sums acc[packed_n][packed_r];
 #pragma GCC unroll 8
     for (int n = 0; n < packed_n; ++n) {
 #pragma GCC unroll 8
-      for (int r = 0; r < packed_r; ++r) acc[n][r] = simd::zero<A>();
+      for (int r = 0; r < packed_r; ++r) acc[n][r] = Unit::no_sums();
     }
     for (std::int64_t s = 0; s < steps; ++s) {
-      simd::floats<A> xs[packed_n];
+      Vector xs[packed_n];
 #pragma GCC unroll 8
-      for (int n = 0; n < packed_n; ++n) xs[n] = floats_aligned(x + n * L);
+      for (int n = 0; n < packed_n; ++n) xs[n] = Unit::load_aligned(x + n * C);
 #pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) {
-        simd::floats<A> ws = floats_aligned(w + r * L);
-        simd::pin<A>(ws);
+        Vector ws = Unit::load_aligned(w + r * C);
+        Unit::pin(ws);
 #pragma GCC unroll 8
-        for (int n = 0; n < packed_n; ++n) acc[n][r] = simd::fma<A>(ws, xs[n], acc[n][r]);
+        for (int n = 0; n < packed_n; ++n) acc[n][r] = Unit::multiply_add(ws, xs[n], acc[n][r]);
       }
-      x += packed_n * L;
-      w += packed_r * L;
+      x += packed_n * C;
+      w += packed_r * C;
     }
 #pragma GCC unroll 8
     for (int n = 0; n < packed_n; ++n) simd::sums<A>(acc[n], out[n]);
   }
-  static HYMBA_ALWAYS_INLINE simd::floats<A> floats_aligned(const float* p) { return simd::floats<A>::load_aligned(p); }
 
   /// Adds the sums of a whole tile row to y, or to what y starts from. Works on copies: compilers then use vectors.
   static HYMBA_ALWAYS_INLINE void update(float* y, const float (&sums)[packed_r], const float* bias, bool first,
@@ -397,19 +439,19 @@ struct GemmSimd {
 
   /// Rows [t0, t1) of x against weight rows [o0, o1).
   template <Weights W>
-  static void packed(float* scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
+  static void packed(Number* scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                      MatrixView<float> y, Store store, std::int64_t t0, std::int64_t t1, std::int64_t o0,
                      std::int64_t o1) {
     const std::int64_t block = block_cols(w.cols);
-    float* w_panel = scratch;
-    float* x_panels = scratch + packed_r * block;
+    Number* w_panel = scratch;
+    Number* x_panels = scratch + packed_r * block;
     const std::int64_t panels = (t1 - t0 + packed_n - 1) / packed_n;
     for (std::int64_t k = 0; k < w.cols; k += block) {
       const std::int64_t cols = std::min(block, w.cols - k);
-      const std::int64_t steps = (cols + L - 1) / L;
+      const std::int64_t steps = units_of(cols, C);
       for (std::int64_t t = t0; t < t1; t += packed_n) {
         pack<packed_n>(x.row(t) + k, x.stride, std::min<std::int64_t>(packed_n, t1 - t), cols,
-                       x_panels + (t - t0) * steps * L);
+                       x_panels + (t - t0) * steps * C);
       }
       for (std::int64_t o = o0; o < o1; o += packed_r) {
         const std::int64_t valid = std::min<std::int64_t>(packed_r, o1 - o);
@@ -430,7 +472,7 @@ struct GemmSimd {
           for (std::int64_t n = 0; n < rows; ++n) simd::prefetch(y.row(t + n) + o);
           ahead.fetch(share);
           float out[packed_n][packed_r];
-          packed_block(w_panel, x_panels + (t - t0) * steps * L, steps, out);
+          packed_block(w_panel, x_panels + (t - t0) * steps * C, steps, out);
           for (std::int64_t n = 0; n < rows; ++n) {
             float* to = y.row(t + n) + o;
             if (valid == packed_r) {
@@ -445,13 +487,48 @@ struct GemmSimd {
       }
     }
   }
+
+  // --- Shared out ----------------------------------------------------------------------------------------------------
+
+  static std::int64_t threads_for(std::int64_t threads, std::int64_t rows, std::int64_t out, std::int64_t in) {
+    return rows * out * in < serial_product ? 1 : threads;
+  }
+
+  /// The product with no more than direct_rows<W> rows of x, which a thread gets by x(thread).
+  template <class Exec, Weights W, class Operand>
+  static void run_direct(Exec& exec, std::int64_t rows, const Operand& x, WeightMatrix<W> w, const float* bias,
+                         MatrixView<float> y, Store store) {
+    const std::int64_t groups = units_of(w.rows, direct_r);
+    const std::int64_t tasks = std::min(threads_for(exec.threads(), rows, w.rows, w.cols), groups);
+    exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+      direct<W>(x(thread), w, bias, y, store, groups * task / tasks * direct_r,
+                std::min(groups * (task + 1) / tasks * direct_r, w.rows));
+    });
+  }
+
+  /// The product with any number of rows.
+  template <class Exec, Weights W>
+  static void run_packed(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
+                         MatrixView<float> y, Store store) {
+    const std::int64_t threads = threads_for(exec.threads(), x.rows, w.rows, w.cols);
+    const std::int64_t x_panels = units_of(x.rows, packed_n), w_panels = units_of(w.rows, packed_r);
+    const std::int64_t x_blocks = units_of(x.rows, packed_rows);
+    const std::int64_t w_blocks = x_blocks % threads == 0 ? 1 : std::min(threads, w_panels);
+    exec.parallel_for(x_blocks * w_blocks, [&](std::int64_t task, int thread) noexcept {
+      const std::int64_t i = task / w_blocks;
+      const std::int64_t j = task % w_blocks;
+      packed<W>(scratch.of<Number>(thread), x, w, bias, y, store, x_panels * i / x_blocks * packed_n,
+                std::min(x_panels * (i + 1) / x_blocks * packed_n, x.rows), w_panels * j / w_blocks * packed_r,
+                std::min(w_panels * (j + 1) / w_blocks * packed_r, w.rows));
+    });
+  }
 };
 
 }  // namespace detail
 
 template <class A>
 struct kernel_for<op::Gemm, arch::simd<A>> {
-  using Impl = detail::GemmSimd<A>;
+  using Impl = detail::GemmAlongColumns<detail::FloatUnit<A>>;
 
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     return Impl::scratch_bytes(rows, in, out);
@@ -461,29 +538,12 @@ struct kernel_for<op::Gemm, arch::simd<A>> {
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                   MatrixView<float> y, Store store) {
     if (x.rows == 0) return;
-    const std::int64_t threads = x.rows * w.rows * w.cols < 65536 ? 1 : exec.threads();
     if (x.rows <= Impl::template direct_rows<W>) {
-      const std::int64_t groups = (w.rows + Impl::direct_r - 1) / Impl::direct_r;
-      const std::int64_t tasks = std::min(threads, groups);
-      exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
-        Impl::template direct<W>(x, w, bias, y, store, groups * task / tasks * Impl::direct_r,
-                                 std::min(groups * (task + 1) / tasks * Impl::direct_r, w.rows));
-      });
-      return;
+      const auto same = [&](int) { return x; };
+      Impl::run_direct(exec, x.rows, same, w, bias, y, store);
+    } else {
+      Impl::run_packed(exec, scratch, x, w, bias, y, store);
     }
-    const std::int64_t x_panels = (x.rows + Impl::packed_n - 1) / Impl::packed_n;
-    const std::int64_t w_panels = (w.rows + Impl::packed_r - 1) / Impl::packed_r;
-    const std::int64_t x_blocks = (x.rows + Impl::packed_rows - 1) / Impl::packed_rows;
-    const std::int64_t w_blocks = x_blocks % threads == 0 ? 1 : std::min(threads, w_panels);
-    exec.parallel_for(x_blocks * w_blocks, [&](std::int64_t task, int thread) noexcept {
-      const std::int64_t i = task / w_blocks;
-      const std::int64_t j = task % w_blocks;
-      Impl::template packed<W>(scratch.of<float>(thread), x, w, bias, y, store,
-                               x_panels * i / x_blocks * Impl::packed_n,
-                               std::min(x_panels * (i + 1) / x_blocks * Impl::packed_n, x.rows),
-                               w_panels * j / w_blocks * Impl::packed_r,
-                               std::min(w_panels * (j + 1) / w_blocks * Impl::packed_r, w.rows));
-    });
   }
 };
 

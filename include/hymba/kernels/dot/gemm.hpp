@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: Base.
+// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: those of bf16, or Base.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -10,6 +10,7 @@
 #include <hymba/exec/formats.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/dot/bf16_gemm.hpp>
 #include <hymba/kernels/dot/units.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
@@ -435,27 +436,41 @@ template <class Op, class Base>
 struct kernel_for<Op, arch::dot<Base>> : kernel_for<Op, Base> {};
 
 /// op::Gemm with int8 and int4 weights: activations rounded to signed bytes, with a scale for each token and 256
-/// columns; sums of a block exact. The bits are those of arch::amx. Other weights run on the base. As on every
-/// architecture a row's bits do not depend on the rows it is computed with.
+/// columns; sums of a block exact. The bits are those of arch::amx. With bf16 weights, where HYMBA_DOT_BF16 is 1:
+/// activations rounded to bf16 (nearest even; subnormals become zero), sums in single precision as the instruction forms
+/// them. Other weights run on the base. As on every architecture a row's bits do not depend on the rows it is computed
+/// with.
 template <class Base>
 struct kernel_for<op::Gemm, arch::dot<Base>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
-    return std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::scratch_bytes(rows, in),
-                    kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out));
+    std::size_t bytes = std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::scratch_bytes(rows, in),
+                                 kernel_for<op::Gemm, Base>::scratch_bytes(rows, in, out));
+#if HYMBA_DOT_BF16
+    bytes = std::max(bytes, detail::dot::Bf16Gemm::scratch_bytes(rows, in, out));
+#endif
+    return bytes;
   }
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
-    return std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::shared_bytes(rows, in),
-                    gemm_shared_bytes<Base>(rows, in, out));
+    std::size_t bytes = std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::shared_bytes(rows, in),
+                                 gemm_shared_bytes<Base>(rows, in, out));
+#if HYMBA_DOT_BF16
+    bytes = std::max(bytes, detail::dot::Bf16Gemm::shared_bytes(rows, in));
+#endif
+    return bytes;
   }
 
   template <class Exec, Weights W>
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                   MatrixView<float> y, Store store) {
     if (x.rows == 0) return;
-    if constexpr (W == Weights::int8 || W == Weights::int4) {
-      detail::dot::DotGemm<detail::dot::Best, W>::run(exec, scratch, x, w, bias, y, store);
-    } else {
+    if constexpr (!dot_takes(W)) {
       kernel_for<op::Gemm, Base>::run(exec, scratch, x, w, bias, y, store);
+#if HYMBA_DOT_BF16
+    } else if constexpr (W == Weights::bf16) {
+      detail::dot::Bf16Gemm::run(exec, scratch, x, w, bias, y, store);
+#endif
+    } else {
+      detail::dot::DotGemm<detail::dot::Best, W>::run(exec, scratch, x, w, bias, y, store);
     }
   }
 };

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The instructions that multiply bf16 and sum two products in a lane of 32 bits, as a unit of GemmAlongColumns
+// (kernels/gemm.hpp). They treat subnormals, of operands and of sums, as zeros. vdpbf16ps adds the products one after
+// the other and rounds to nearest each time; bfdot rounds the sum of both, and then what it adds to, to odd.
+#pragma once
+
+#include <hymba/core/macros.hpp>
+
+#if HYMBA_DOT_BF16
+
+#include <hymba/core/types.hpp>
+#include <hymba/exec/simd.hpp>
+#include <hymba/kernels/bf16_vectors.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+HYMBA_NAMESPACE_BEGIN
+
+namespace detail::dot {
+
+#if defined(__AVX512BF16__)
+
+/// vdpbf16ps on 512 bits.
+struct Bf16Unit {
+  static constexpr const char* name = "AVX-512 BF16";
+  using A = xsimd::default_arch;
+  using Number = bf16;
+  using Vector = __m512i;
+  using Sums = simd::floats<A>;
+  static constexpr std::int64_t columns = 32, lanes = 16;
+  static constexpr bool wide = true;
+
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Vector load(const T* from) {
+    return load_row<false>(from, columns);
+  }
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Vector load_partial(const T* from, std::int64_t count) {
+    return load_row<true>(from, count);
+  }
+  static HYMBA_ALWAYS_INLINE Vector load_aligned(const bf16* from) { return _mm512_load_si512(from); }
+  static HYMBA_ALWAYS_INLINE void store(bf16* to, Vector v) { _mm512_storeu_si512(to, v); }
+  static HYMBA_ALWAYS_INLINE Vector zero() { return _mm512_setzero_si512(); }
+  static HYMBA_ALWAYS_INLINE Sums no_sums() { return simd::zero<A>(); }
+  static HYMBA_ALWAYS_INLINE Sums multiply_add(Vector w, Vector x, const Sums& sums) {
+#if defined(__GNUC__) && !defined(__clang__)
+    // As for vpdpbusd (dot/units.hpp): GCC copies the sums before the intrinsic overwrites them.
+    __m512 to = sums.data;
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(w), "v"(x));
+    return Sums(to);
+#else
+    return Sums(_mm512_dpbf16_ps(sums.data, (__m512bh)w, (__m512bh)x));
+#endif
+  }
+  static HYMBA_ALWAYS_INLINE void pin(Vector&) {}
+};
+static_assert(simd::lanes<Bf16Unit::A> == Bf16Unit::lanes);
+
+#else
+
+/// bfdot.
+struct Bf16Unit {
+  static constexpr const char* name = "NEON BF16";
+  using A = xsimd::default_arch;
+  using Number = bf16;
+  using Vector = bfloat16x8_t;
+  using Sums = simd::floats<A>;
+  static constexpr std::int64_t columns = 8, lanes = 4;
+  static constexpr bool wide = true;
+
+  static HYMBA_ALWAYS_INLINE Vector load(const bf16* from) { return vreinterpretq_bf16_u16(vld1q_u16(&from->bits)); }
+  static HYMBA_ALWAYS_INLINE Vector load(const float* from) {
+    return vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(normal(vld1q_f32(from))), normal(vld1q_f32(from + 4)));
+  }
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Vector load_partial(const T* from, std::int64_t count) {
+    T padded[columns] = {};
+    std::copy_n(from, count, padded);
+    return load(padded);
+  }
+  static HYMBA_ALWAYS_INLINE Vector load_aligned(const bf16* from) { return load(from); }
+  static HYMBA_ALWAYS_INLINE void store(bf16* to, Vector v) { vst1q_u16(&to->bits, vreinterpretq_u16_bf16(v)); }
+  static HYMBA_ALWAYS_INLINE Vector zero() { return vreinterpretq_bf16_u16(vdupq_n_u16(0)); }
+  static HYMBA_ALWAYS_INLINE Sums no_sums() { return simd::zero<A>(); }
+  static HYMBA_ALWAYS_INLINE Sums multiply_add(Vector w, Vector x, const Sums& sums) {
+    return Sums(vbfdotq_f32(sums.data, w, x));
+  }
+  static HYMBA_ALWAYS_INLINE void pin(Vector&) {}
+
+ private:
+  /// Zeros in place of subnormals, of which the nearest bf16 may be normal: as the other units do.
+  static HYMBA_ALWAYS_INLINE float32x4_t normal(float32x4_t v) {
+    const uint32x4_t tiny = vcaltq_f32(v, vdupq_n_f32(0x1p-126f));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), tiny));
+  }
+};
+static_assert(simd::lanes<Bf16Unit::A> == Bf16Unit::lanes);
+
+#endif
+
+}  // namespace detail::dot
+
+HYMBA_NAMESPACE_END
+
+#endif  // HYMBA_DOT_BF16
