@@ -227,6 +227,7 @@ def measure(a):
         for weights in ("f32", "bf16", "f16", "int8", "int4"):
             make(weights, weights)
         if calibration:
+            make("int8 calibrated", "int8", calibration)
             make("int4 calibrated", "int4", calibration)
         best_int4 = "int4 calibrated" if calibration else "int4"
 
@@ -274,7 +275,7 @@ def main():
     parser.add_argument("--hymba", required=True, help="the program")
     parser.add_argument("--model", required=True, help="folder of the model, not quantised")
     parser.add_argument("--text", required=True, help="what it has not been trained on")
-    parser.add_argument("--calibrate", help="another text, to calibrate int4 by")
+    parser.add_argument("--calibrate", help="another text, to calibrate int8 and int4 by")
     parser.add_argument("--pieces", type=int, default=64, help="pieces that are read (64)")
     parser.add_argument("--piece", type=int, default=1600, help="size of a piece, in bytes or ids (1600)")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")

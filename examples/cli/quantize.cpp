@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "common.hpp"
@@ -95,12 +96,12 @@ void copy_companions(const std::string& from, const std::string& to) {
   }
 }
 
-hymba::ColumnImportance calibrated(const QuantizeArguments& a, hymba::Weights weights) {
+hymba::InputMoments calibrated(const QuantizeArguments& a, hymba::Weights weights) {
   const bool with_ids = a.ids_option->count() > 0, with_text = a.text_option->count() > 0;
   if (!with_ids && !with_text) return {};
   const char* const option = with_ids ? "--ids" : "--calibrate";
-  if (weights != hymba::Weights::int4) {
-    throw UsageError(message(option, " is for int4 and changes nothing in --weights ", a.weights));
+  if (weights != hymba::Weights::int4 && weights != hymba::Weights::int8) {
+    throw UsageError(message(option, " is for int8 and int4, and changes nothing in --weights ", a.weights));
   }
   if (a.context < 1 || a.context > 65536) {
     throw UsageError(message("--context is ", a.context, ", expected 1 to 65536"));
@@ -119,7 +120,7 @@ hymba::ColumnImportance calibrated(const QuantizeArguments& a, hymba::Weights we
     throw UsageError(message(with_ids ? option : a.calibrate, ": ", tokens.size(), " tokens, expected at least 2"));
   }
   if (static_cast<std::int64_t>(tokens.size()) > a.max_tokens) tokens.resize(static_cast<std::size_t>(a.max_tokens));
-  return hymba::column_importance(a.in, tokens, a.context);
+  return hymba::input_moments(a.in, std::move(tokens), a.context);
 }
 
 int quantize(const QuantizeArguments& a) {
@@ -154,8 +155,11 @@ int quantize(const QuantizeArguments& a) {
 void add_quantize(CLI::App& app, Command& run) {
   CLI::App* command = app.add_subcommand("quantize", "Write a checkpoint with its weights in another format");
   command->footer(
-      "int8: 8 bits and a scale for each 256 columns. int4: 4 bits, for each 32 columns how far they reach and where their\n"
-      "zero is, and a scale for each row; embedding, output and the projections of the time step stay in int8. The files open by memory map.\n"
+      "int8: 8 bits and a scale for each 256 columns. int4: 4 bits, for each 32 columns how far they reach and where "
+      "their\n"
+      "zero is, and a scale for each row; embedding, output and the projections of the time step stay in int8. The "
+      "files\n"
+      "open by memory map.\n"
       "Example:\n  hymba quantize DIR DIR-int4 --weights int4 --calibrate some-text.txt\n");
   const auto a = std::make_shared<QuantizeArguments>();
   command->add_option("IN", a->in, "Folder with config.json and the weights")->required()->type_name("");
@@ -166,7 +170,7 @@ void add_quantize(CLI::App& app, Command& run) {
   a->text_option =
       command
           ->add_option("--calibrate", a->calibrate,
-                       "Text like what the model will read: errors then count as much as they do there (int4)")
+                       "Text like what the model will read: rounding then errs as little as it can in products there")
           ->type_name("FILE");
   a->ids_option = command->add_option("--ids", a->ids, "Token ids in place of that text, as 1,2,3")
                       ->type_name("IDS")

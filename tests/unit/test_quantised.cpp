@@ -64,11 +64,20 @@ void for_every_row(Body&& body) {
   for (std::int64_t cols = 1; cols <= 600; ++cols) {
     std::vector<float> row = random.vector(cols, std::exp2(random.uniform(-20, 20)));
     switch (cols % 5) {
-      case 0: break;
-      case 1: std::fill(row.begin(), row.end(), row[0]); break;                            // all the same
-      case 2: row[at(random.integer(0, cols - 1))] *= 1000.0f; break;                        // one outlier
-      case 3: std::fill_n(row.begin(), std::min<std::int64_t>(cols, 300), 0.0f); break;      // a block of zeros
-      default: for (float& v : row) v = static_cast<float>(random.integer(-8, 7)); break;  // few values
+      case 0:
+        break;
+      case 1:
+        std::fill(row.begin(), row.end(), row[0]);
+        break;  // all the same
+      case 2:
+        row[at(random.integer(0, cols - 1))] *= 1000.0f;
+        break;  // one outlier
+      case 3:
+        std::fill_n(row.begin(), std::min<std::int64_t>(cols, 300), 0.0f);
+        break;  // a block of zeros
+      default:
+        for (float& v : row) v = static_cast<float>(random.integer(-8, 7));
+        break;  // few values
     }
     body(row, cols);
   }

@@ -3,8 +3,6 @@
 
 #include <doctest/doctest.h>
 
-#include "tolerance.hpp"
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -14,6 +12,8 @@
 #include <memory>
 #include <random>
 #include <vector>
+
+#include "tolerance.hpp"
 
 using namespace hymba;
 

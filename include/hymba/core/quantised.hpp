@@ -129,7 +129,8 @@ struct Int4Rows {
   }
   static constexpr std::size_t scale_bytes = 0;  ///< per block: the row's scale serves all
   static constexpr std::size_t row_bytes(std::int64_t cols) {
-    return value_bytes(cols) + detail::whole_lines(static_cast<std::int64_t>(sizeof(float)) + 8 * detail::quantised_blocks(cols));
+    return value_bytes(cols) +
+           detail::whole_lines(static_cast<std::int64_t>(sizeof(float)) + 8 * detail::quantised_blocks(cols));
   }
 
   static float scale(const std::byte* row, std::int64_t cols, std::int64_t) {

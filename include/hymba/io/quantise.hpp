@@ -6,35 +6,41 @@
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
+#include <hymba/core/view.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/formats.hpp>
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/checkpoint.hpp>
+#include <hymba/io/error_feedback.hpp>
 #include <hymba/model/declared_tensors.hpp>
 #include <hymba/model/store_tensor.hpp>
 #include <hymba/variant/presets.hpp>
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
 
-/// How much an error in each column of a matrix counts: the mean square of what the column is multiplied with, by full
-/// tensor name. A matrix that is not listed counts all its columns alike.
-using ColumnImportance = std::map<std::string, std::vector<float>, std::less<>>;
+/// Moments of what matrices are multiplied with: calls `use(name, moments)` for each matrix that it knows by full
+/// tensor name, with sums of x x^T over inputs x in the lower half of `moments` [columns, columns]; they last for that
+/// call.
+using InputMoments = std::function<void(const std::function<void(const std::string&, MatrixView<const float>)>& use)>;
 
 /// The tensors of a checkpoint as a model with weights in `format` holds them: matrices in the format, the fine ones in
-/// fine_weights of it, everything else in F32.
+/// fine_weights of it, everything else in F32. Quantised matrices whose moments are given are rounded for the least
+/// error of their products (io/error_feedback.hpp), others for the least error of their numbers.
 /// @param source names the table in errors.
-/// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or `importance` does not
-/// fit.
+/// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or moments do not fit;
+/// whatever `moments` throws.
 template <class V>
 TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, const std::string& source,
-                           Weights format, const ColumnImportance& importance = {}) {
+                           Weights format, const InputMoments& moments = {}) {
   if (format == Weights::f64) throw ArgumentError("weights are not stored as f64");
   const DeclaredTensors declared = declared_tensors(a, table, source);
   std::size_t bytes = 0;
@@ -46,20 +52,42 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
   std::byte* next = memory->data();
   DefaultExecutor exec(0);
   TensorTable out;
+  struct Place {
+    const DeclaredTensor* tensor;
+    std::byte* to;
+    bool done = false;
+  };
+  std::map<std::string, Place, std::less<>> places;
   for (const DeclaredTensor& t : declared.all) {
     const Weights kept = detail::stored_format(t.spec.role, format);
-    const float* columns = nullptr;
-    if (const auto found = importance.find(t.name); found != importance.end()) {
-      if (static_cast<std::int64_t>(found->second.size()) != detail::StoredShape(t.spec).cols) {
-        throw ArgumentError(detail::message("importance of ", found->second.size(), " columns for tensor ", t.name,
-                                            ", which has ", detail::StoredShape(t.spec).cols));
-      }
-      columns = found->second.data();
-    }
-    detail::store_tensor(exec, t.spec, *table.find(t.name), kept, columns, next);
     const std::size_t size = detail::stored_bytes(t.spec, kept);
     out.tensors[t.name] = {*detail::stored_as(kept), t.shape(), {next, size}};
+    places.emplace(t.name, Place{&t, next});
     next += aligned_size(size);
+  }
+  const auto with_feedback = [&](const std::string& name, MatrixView<const float> of) {
+    const auto found = places.find(name);
+    if (found == places.end()) return;
+    const TensorSpec& spec = found->second.tensor->spec;
+    const detail::StoredShape shape(spec);
+    if (of.rows != shape.cols || of.cols != shape.cols) {
+      throw ArgumentError(detail::message("moments of ", of.rows, " x ", of.cols, " for tensor ", name, ", which has ",
+                                          shape.cols, " columns"));
+    }
+    detail::with_format(detail::stored_format(spec.role, format), [&](auto w) {
+      if constexpr (weight_format<w()>::quantised) {
+        const auto factor = detail::FeedbackFactor::of(of);
+        if (!factor) return;
+        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to);
+        found->second.done = true;
+      }
+    });
+  };
+  if (moments) moments(with_feedback);
+  for (const auto& [name, place] : places) {
+    if (place.done) continue;
+    const TensorSpec& spec = place.tensor->spec;
+    detail::store_tensor(exec, spec, *table.find(name), detail::stored_format(spec.role, format), place.to);
   }
   out.owner = std::move(memory);
   return out;
@@ -70,7 +98,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
 /// would be rounded twice.
 /// @throws TensorError for a tensor that would be; what open_checkpoint, stored_tensors and save_checkpoint throw.
 inline void quantise_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to, Weights format,
-                                const ColumnImportance& importance = {}) {
+                                const InputMoments& moments = {}) {
   const Checkpoint checkpoint = open_checkpoint(from);
   const auto architecture = architecture_from<DynamicHymba>(checkpoint.description);
   for (const auto& [name, t] : checkpoint.tensors.tensors) {
@@ -79,7 +107,7 @@ inline void quantise_checkpoint(const std::filesystem::path& from, const std::fi
                                         " already, expected the checkpoint it was quantised from"));
     }
   }
-  const TensorTable table = stored_tensors(architecture, checkpoint.tensors, from.string(), format, importance);
+  const TensorTable table = stored_tensors(architecture, checkpoint.tensors, from.string(), format, moments);
   std::vector<TensorToWrite> tensors;
   for (const auto& [name, t] : table.tensors) tensors.push_back({name, t.dtype, t.shape, t.bytes});
   save_checkpoint(to, checkpoint.description, tensors);

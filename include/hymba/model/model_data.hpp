@@ -167,7 +167,7 @@ class ModelData {
         t.parameter.data = from.bytes.data();
       } else {
         t.parameter.data = next;
-        detail::store_tensor(all, t.spec, from, stored_format(t.spec), nullptr, next);
+        detail::store_tensor(all, t.spec, from, stored_format(t.spec), next);
         next += aligned_size(stored_bytes(t.spec));
       }
       print.add(t.name);
