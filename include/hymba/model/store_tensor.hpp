@@ -29,18 +29,12 @@ constexpr Weights stored_format(TensorRole role, Weights w) {
 /// The checkpoint type whose bytes are exactly those of a weight format, if there is one.
 constexpr std::optional<DType> stored_as(Weights w) {
   switch (w) {
-    case Weights::f32:
-      return DType::f32;
-    case Weights::f16:
-      return DType::f16;
-    case Weights::bf16:
-      return DType::bf16;
-    case Weights::int8:
-      return DType::int8;
-    case Weights::int4:
-      return DType::int4;
-    default:
-      return std::nullopt;
+    case Weights::f32: return DType::f32;
+    case Weights::f16: return DType::f16;
+    case Weights::bf16: return DType::bf16;
+    case Weights::int8: return DType::int8;
+    case Weights::int4: return DType::int4;
+    default: return std::nullopt;
   }
 }
 
@@ -48,30 +42,27 @@ constexpr std::optional<DType> stored_as(Weights w) {
 template <class F>
 decltype(auto) with_format(Weights w, F&& f) {
   switch (w) {
-    case Weights::f16:
-      return f(std::integral_constant<Weights, Weights::f16>{});
-    case Weights::bf16:
-      return f(std::integral_constant<Weights, Weights::bf16>{});
-    case Weights::int8:
-      return f(std::integral_constant<Weights, Weights::int8>{});
-    case Weights::int4:
-      return f(std::integral_constant<Weights, Weights::int4>{});
-    default:
-      return f(std::integral_constant<Weights, Weights::f32>{});
+    case Weights::f16: return f(std::integral_constant<Weights, Weights::f16>{});
+    case Weights::bf16: return f(std::integral_constant<Weights, Weights::bf16>{});
+    case Weights::int8: return f(std::integral_constant<Weights, Weights::int8>{});
+    case Weights::int4: return f(std::integral_constant<Weights, Weights::int4>{});
+    default: return f(std::integral_constant<Weights, Weights::f32>{});
   }
 }
 
 /// Rows and columns of a tensor as kernels see it: a vector is one row.
 struct StoredShape {
   std::int64_t rows, cols;
-  constexpr explicit StoredShape(const TensorSpec& t) : rows(t.rank == 1 ? 1 : t.dims[0]), cols(t.elements() / rows) {}
+  constexpr explicit StoredShape(const TensorSpec& t)
+      : rows(t.rank == 1 ? 1 : t.dims[0]), cols(t.elements() / rows) {}
 };
 
 /// Bytes of one tensor kept in `format`.
 inline std::size_t stored_bytes(const TensorSpec& t, Weights format) {
   const StoredShape shape(t);
-  return with_format(
-      format, [&](auto w) { return static_cast<std::size_t>(shape.rows) * weight_format<w()>::row_bytes(shape.cols); });
+  return with_format(format, [&](auto w) {
+    return static_cast<std::size_t>(shape.rows) * weight_format<w()>::row_bytes(shape.cols);
+  });
 }
 
 /// Converts numbers [first, first + count) of a tensor of any checkpoint type to float; of a quantised one a whole row.
@@ -92,8 +83,7 @@ inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t cou
   for (std::int64_t i = 0; i < count; ++i) {
     std::uint16_t bits = 0;
     std::memcpy(&bits, p + 2 * i, sizeof(bits));
-    to[i] = from.dtype == DType::bf16 ? static_cast<float>(bf16::from_bits(bits))
-                                      : static_cast<float>(f16::from_bits(bits));
+    to[i] = from.dtype == DType::bf16 ? static_cast<float>(bf16::from_bits(bits)) : static_cast<float>(f16::from_bits(bits));
   }
 }
 
