@@ -229,18 +229,21 @@ def measure(a):
         if calibration:
             make("int8 calibrated", "int8", calibration)
             make("int4 calibrated", "int4", calibration)
-        best_int4 = "int4 calibrated" if calibration else "int4"
+        best_int8, best_int4 = (w + " calibrated" if calibration else w for w in ("int8", "int4"))
 
         first = pieces[0]
-        tiles = program.has(folders["bf16"], first, arch="amx")
+        # Tiles where the machine has them; else dot products, whose bits are the tiles' beside int8 and int4.
+        unit = next((arch for arch in ("amx", "dot") if program.has(folders["int8"], first, arch=arch)), None)
+        on_unit = [w for w in ON_TILES if unit and program.has(folders[w], first, arch=unit)]
         caches = [c for c in ("bf16", "f16", "int8") if program.has(folders["f32"], first, cache=c)]
         together = "int8" if "int8" in caches else "bf16"
         plan = [(weights, "f32") for weights in folders] + [("f32", cache) for cache in caches]
         plan = [(weights, cache, "simd") for weights, cache in plan]
-        if tiles:
-            plan += [(weights, "f32", "amx") for weights in folders if weights.split()[0] in ON_TILES]
-            plan += [("bf16", cache, "amx") for cache in caches]
-        plan += [(weights, together, "amx" if tiles else "simd") for weights in ("int8", best_int4)]
+        if unit:
+            plan += [(weights, "f32", unit) for weights in folders if weights.split()[0] in on_unit]
+            if "bf16" in on_unit:
+                plan += [("bf16", cache, unit) for cache in caches]
+        plan += [(weights, together, unit or "simd") for weights in (best_int8, best_int4)]
 
         rows, base = [], None
         for weights, cache, arch in plan:

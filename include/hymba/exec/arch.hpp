@@ -32,6 +32,19 @@ struct amx {};
 template <class Base>
 struct dot {};
 
+/// The architecture of products that leave activations as they are beside every format: what lies under tiles and dot
+/// products.
+template <class Arch>
+struct unrounded {
+  using type = Arch;
+};
+template <class Base>
+struct unrounded<amx<Base>> : unrounded<Base> {};
+template <class Base>
+struct unrounded<dot<Base>> : unrounded<Base> {};
+template <class Arch>
+using unrounded_t = typename unrounded<Arch>::type;
+
 }  // namespace arch
 
 HYMBA_NAMESPACE_END
