@@ -157,6 +157,9 @@ TEST_CASE("error feedback: what is not finite") {
     CHECK(bad.number(0, i) == good.number(0, i));
     CHECK(bad.number(2, i) == good.number(2, i));
   }
+  const Rounded<Weights::int8> one_block = with_feedback<Weights::int8>(w, moments, 1);
+  CHECK(std::isnan(one_block.number(1, 70)));
+  CHECK(std::isfinite(one_block.number(1, 270)));
   // Moments of nothing, or with no finite sum: no factor.
   Matrix<float> none(4, 4);
   for (std::int64_t i = 0; i < 16; ++i) none(i / 4, i % 4) = 0.0f;

@@ -177,6 +177,11 @@ class Int8Rows::Encoder {
     std::memcpy(row_ + value_bytes(cols_) + static_cast<std::size_t>(first / quantised_block) * scale_bytes, &scale_,
                 sizeof(scale_));
   }
+  /// Goes back to the columns from `first`, to change some of them under the scale that they have.
+  void resume(std::int64_t first) {
+    scale_ = scale(row_, cols_, first / quantised_block);
+    inverse_ = scale_ > 0 ? 1.0f / scale_ : 0.0f;
+  }
   /// Writes column `col` of what was begun; returns the number that it became.
   float put(std::int64_t col, float value) {
     if (!(inverse_ > 0)) return scale_;  // zero, or NaN
@@ -286,6 +291,7 @@ class Int4Rows::Encoder {
     row_[value_bytes(cols_) + sizeof(scale_) + static_cast<std::size_t>(first / sub_block)] =
         static_cast<std::byte>(code_);
   }
+  void resume(std::int64_t first) { code_ = code(row_, cols_, first); }
   float put(std::int64_t col, float value) {
     if (!(scale_ > 0)) return scale_;
     const auto v = static_cast<int>(detail::Int4Fit::position(value / scale_, code_));

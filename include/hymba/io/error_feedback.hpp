@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Quantising a matrix for what it is multiplied with: every column makes up for the errors of the columns before it.
+// Quantising a matrix for what it is multiplied with: every column makes up for the errors of the columns before it,
+// and is then looked at again beside those behind it.
 //
 // With H = X^T X of the inputs X, the squared error of the products of a row is e^T H e, e being the errors of its
 // weights. H = U U^T with U upper triangular makes that a sum of squares of (U^T e)_j, which depends on e_0 ... e_j
 // alone: going from the left, each number is rounded from where that square would be zero. It is the rule of GPTQ
-// (Frantar and others, arXiv 2210.17323) in the form of Babai's nearest plane, which needs no inverse.
+// (Frantar and others, arXiv 2210.17323) in the form of Babai's nearest plane, which needs no inverse. Coordinate
+// descent follows: each number in turn becomes the level at which e^T H e is least while all others stay.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -33,6 +35,7 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 
 /// What error feedback takes from the inputs' moments.
 struct FeedbackFactor {
+  RowMajor moments;          ///< [cols, cols] H, with what is added to its diagonal
   RowMajor share;            ///< [cols, cols]: U_ij / U_jj for i < j, by which column j makes up for error i
   std::vector<float> alone;  ///< [cols] H_jj: what the squared error of a column counts if no other makes up for it
   std::vector<float> left;   ///< [cols] U_jj^2: what it counts if later columns do
@@ -53,10 +56,15 @@ struct FeedbackFactor {
       }
       reversed(i, i) += damping * trace / static_cast<double>(n);
     }
+    FeedbackFactor out{RowMajor(n, n), RowMajor::Zero(n, n), std::vector<float>(static_cast<std::size_t>(n)),
+                       std::vector<float>(static_cast<std::size_t>(n))};
+    for (Eigen::Index j = 0; j < n; ++j) {
+      for (Eigen::Index i = 0; i <= j; ++i) {
+        out.moments(i, j) = out.moments(j, i) = static_cast<float>(reversed(n - 1 - i, n - 1 - j));
+      }
+    }
     const Eigen::LLT<Eigen::Ref<Eigen::MatrixXd>> factor(reversed);
     if (factor.info() != Eigen::Success) return std::nullopt;
-    FeedbackFactor out{RowMajor::Zero(n, n), std::vector<float>(static_cast<std::size_t>(n)),
-                       std::vector<float>(static_cast<std::size_t>(n))};
     for (Eigen::Index j = 0; j < n; ++j) {
       const double own = reversed(n - 1 - j, n - 1 - j);
       out.alone[static_cast<std::size_t>(j)] = moments(j, j);
@@ -67,8 +75,32 @@ struct FeedbackFactor {
   }
 };
 
+/// Coordinate descent on one row: `error` [cols] of its numbers, `slope` = H error.
+template <class Encoder>
+void descend(const FeedbackFactor& factor, std::int64_t cols, const float* weight, Encoder& encoder, float* error,
+             float* slope) {
+  constexpr int sweeps = 4;
+  for (int sweep = 0; sweep < sweeps; ++sweep) {
+    bool changed = false;
+    for (std::int64_t j = 0; j < cols; ++j) {
+      if (j % Encoder::group == 0) encoder.resume(j);
+      const float* const row = factor.moments.data() + j * cols;
+      const float now = weight[j] - error[j];
+      float moved = encoder.put(j, now + slope[j] / row[j]) - now;
+      // Less the error by what the number moved: e^T H e changes by moved (moved H_jj - 2 slope).
+      if (!(moved * (moved * row[j] - 2 * slope[j]) < 0)) moved = encoder.put(j, now) - now;
+      // Two numbers of a row are a 127th of the largest apart at least: what is less is rounding.
+      if (!(std::fabs(moved) > 1e-3f * std::fabs(now))) continue;
+      changed = true;
+      error[j] -= moved;
+      for (std::int64_t k = 0; k < cols; ++k) slope[k] -= moved * row[k];
+    }
+    if (!changed) return;
+  }
+}
+
 /// Writes a matrix as rows of quantised format `W` to `to`. Each row is rounded without feedback, with half of it and
-/// with all, and the one of least e^T H e stays: feedback moves numbers away from where they are near a level, which
+/// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are near a level, which
 /// hardly matters to weights as training leaves them, and does to those that were quantised before.
 /// @pre the factor has the matrix's columns.
 template <Weights W, class Exec>
@@ -81,10 +113,11 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
   static_assert(block % Encoder::group == 0);
   const std::int64_t cols = shape.cols;
   const std::size_t row_bytes = Format::row_bytes(cols);
-  RowMajor weights, errors, made_up;  // made_up: for one block of columns, what they owe to the errors before them
+  RowMajor weights, errors, slopes;
+  RowMajor made_up;  // for one block of columns, what they owe to the errors before them
   std::vector<std::optional<Encoder>> encoders;
   std::vector<std::byte> tried;
-  std::vector<double> least, sum;
+  std::vector<double> least;
   std::vector<float> importance(static_cast<std::size_t>(cols));
   for (std::int64_t first_row = 0; first_row < shape.rows; first_row += rows_most) {
     const std::int64_t rows = std::min(rows_most, shape.rows - first_row);
@@ -108,16 +141,21 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
         importance[j] = (1.0f - strength) * factor.alone[j] + strength * factor.left[j];
       }
       errors.setZero(rows, cols);
-      sum.assign(count_of_rows, 0.0);
       encoders.assign(count_of_rows, std::nullopt);
       for_rows([&](std::int64_t r, std::size_t i) {
-        encoders[i].emplace(weights.data() + r * cols, cols, tried.data() + i * row_bytes, importance.data());
+        const float* const row = weights.data() + r * cols;
+        if (std::isfinite(largest_magnitude(row, cols))) {
+          encoders[i].emplace(row, cols, tried.data() + i * row_bytes, importance.data());
+        } else {
+          Format::encode_row(row, cols, out + i * row_bytes);
+        }
       });
       for (std::int64_t first = 0; first < cols; first += block) {
         const std::int64_t count = std::min(block, cols - first);
         made_up.setZero(rows, count);
         if (first > 0) made_up.noalias() = errors.leftCols(first) * factor.share.block(0, first, first, count);
         for_rows([&](std::int64_t r, std::size_t i) {
+          if (!encoders[i]) return;
           const float* const weight = weights.data() + r * cols + first;
           float* const error = errors.data() + r * cols + first;
           float* const made = made_up.data() + r * count;
@@ -129,17 +167,21 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
               encoders[i]->begin(first + j, target);
             }
             error[j] = weight[j] - encoders[i]->put(first + j, weight[j] + strength * made[j]);
-            const auto off = static_cast<double>(error[j] + made[j]);
-            sum[i] += static_cast<double>(factor.left[static_cast<std::size_t>(first + j)]) * off * off;
             const float* const share = factor.share.data() + (first + j) * cols + first;
             for (std::int64_t k = j + 1; k < count; ++k) made[k] += error[j] * share[k];
           }
         });
       }
-      for_rows([&](std::int64_t, std::size_t i) {
-        // The first try also stays where nothing compares, as in a row that is not finite.
-        if (strength > 0 && !(sum[i] < least[i])) return;
-        least[i] = sum[i];
+      slopes.noalias() = errors * factor.moments;
+      for_rows([&](std::int64_t r, std::size_t i) {
+        if (!encoders[i]) return;
+        float* const error = errors.data() + r * cols;
+        float* const slope = slopes.data() + r * cols;
+        descend(factor, cols, weights.data() + r * cols, *encoders[i], error, slope);
+        double sum = 0;
+        for (std::int64_t j = 0; j < cols; ++j) sum += static_cast<double>(error[j]) * static_cast<double>(slope[j]);
+        if (strength > 0 && !(sum < least[i])) return;
+        least[i] = sum;
         std::memcpy(out + i * row_bytes, tried.data() + i * row_bytes, row_bytes);
       });
     }
