@@ -74,6 +74,13 @@ struct Int8Rows {
   static float scale(const std::byte* row, std::int64_t cols, std::int64_t block) {
     return detail::float_at(row + value_bytes(cols) + static_cast<std::size_t>(block) * scale_bytes);
   }
+  /// Divides all numbers of a row by a power of two.
+  static void divide_row(std::byte* row, std::int64_t cols, float by) {
+    for (std::int64_t block = 0; block < detail::quantised_blocks(cols); ++block) {
+      const float divided = scale(row, cols, block) / by;
+      std::memcpy(row + value_bytes(cols) + static_cast<std::size_t>(block) * scale_bytes, &divided, sizeof(divided));
+    }
+  }
   /// The integer that `scale` of the column's block multiplies.
   static int integer(const std::byte* row, std::int64_t, std::int64_t col) {
     return static_cast<std::int8_t>(std::to_integer<std::uint8_t>(row[col]));
@@ -135,6 +142,10 @@ struct Int4Rows {
 
   static float scale(const std::byte* row, std::int64_t cols, std::int64_t) {
     return detail::float_at(row + value_bytes(cols));
+  }
+  static void divide_row(std::byte* row, std::int64_t cols, float by) {
+    const float divided = scale(row, cols, 0) / by;
+    std::memcpy(row + value_bytes(cols), &divided, sizeof(divided));
   }
   /// The codes of a block, one for each 32 columns.
   static const std::byte* codes(const std::byte* row, std::int64_t cols, std::int64_t block) {

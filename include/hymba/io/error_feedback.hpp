@@ -40,19 +40,24 @@ struct FeedbackFactor {
   std::vector<float> alone;  ///< [cols] H_jj: what the squared error of a column counts if no other makes up for it
   std::vector<float> left;   ///< [cols] U_jj^2: what it counts if later columns do
 
-  /// Nothing when the moments are those of no input, or not finite.
-  static std::optional<FeedbackFactor> of(MatrixView<const float> moments) {
+  /// Nothing when the moments are those of no input, or not finite. `divided_by` [cols], unless null: the moments are
+  /// those of inputs before their columns are divided by these powers of two.
+  static std::optional<FeedbackFactor> of(MatrixView<const float> moments, const float* divided_by = nullptr) {
+    const auto moment = [&](Eigen::Index i, Eigen::Index j) {
+      const float value = moments(i, j);
+      return divided_by == nullptr ? value : value / divided_by[i] / divided_by[j];
+    };
     // Added to the diagonal, in parts of its mean: keeps errors apart from directions that the text happens to lack.
     constexpr double damping = 0.01;
     const Eigen::Index n = moments.rows;
     Eigen::MatrixXd reversed(n, n);
     double trace = 0;
-    for (Eigen::Index i = 0; i < n; ++i) trace += static_cast<double>(moments(i, i));
+    for (Eigen::Index i = 0; i < n; ++i) trace += static_cast<double>(moment(i, i));
     if (!std::isfinite(trace) || !(trace > 0)) return std::nullopt;
     for (Eigen::Index i = 0; i < n; ++i) {
       // The lower half of the moments, from the last column to the first: the lower half again.
       for (Eigen::Index j = 0; j <= i; ++j) {
-        reversed(i, j) = static_cast<double>(moments(std::max(n - 1 - i, n - 1 - j), std::min(n - 1 - i, n - 1 - j)));
+        reversed(i, j) = static_cast<double>(moment(std::max(n - 1 - i, n - 1 - j), std::min(n - 1 - i, n - 1 - j)));
       }
       reversed(i, i) += damping * trace / static_cast<double>(n);
     }
@@ -67,7 +72,7 @@ struct FeedbackFactor {
     if (factor.info() != Eigen::Success) return std::nullopt;
     for (Eigen::Index j = 0; j < n; ++j) {
       const double own = reversed(n - 1 - j, n - 1 - j);
-      out.alone[static_cast<std::size_t>(j)] = moments(j, j);
+      out.alone[static_cast<std::size_t>(j)] = moment(j, j);
       out.left[static_cast<std::size_t>(j)] = static_cast<float>(own * own);
       for (Eigen::Index i = 0; i < j; ++i) out.share(i, j) = static_cast<float>(reversed(n - 1 - i, n - 1 - j) / own);
     }
@@ -101,12 +106,13 @@ void descend(const FeedbackFactor& factor, std::int64_t cols, const float* weigh
 
 /// Writes a matrix as rows of quantised format `W` to `to`. Each row is rounded without feedback, with half of it and
 /// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are near a level, which
-/// hardly matters to weights as training leaves them, and does to those that were quantised before.
+/// hardly matters to weights as training leaves them, and does to those that were quantised before. Columns are multiplied
+/// by `by` [cols] first, unless that is null.
 /// @pre the factor has the matrix's columns.
 template <Weights W, class Exec>
 requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const StoredShape& shape,
                                                                const TensorRef& from, const FeedbackFactor& factor,
-                                                               std::byte* to) {
+                                                               std::byte* to, const float* by = nullptr) {
   using Format = weight_format<W>;
   using Encoder = typename Format::Encoder;
   constexpr std::int64_t rows_most = 4096, block = quantised_block;
@@ -132,8 +138,10 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
       });
     };
     weights.resize(rows, cols);
-    for_rows(
-        [&](std::int64_t r, std::size_t) { to_float(from, (first_row + r) * cols, cols, weights.data() + r * cols); });
+    for_rows([&](std::int64_t r, std::size_t) {
+      to_float(from, (first_row + r) * cols, cols, weights.data() + r * cols);
+      multiply_columns(weights.data() + r * cols, cols, by);
+    });
     tried.resize(count_of_rows * row_bytes);
     least.assign(count_of_rows, 0.0);
     for (const float strength : {0.0f, 0.5f, 1.0f}) {

@@ -10,6 +10,7 @@
 #include <hymba/exec/executor.hpp>
 #include <hymba/exec/formats.hpp>
 #include <hymba/io/architecture_from.hpp>
+#include <hymba/io/balance.hpp>
 #include <hymba/io/checkpoint.hpp>
 #include <hymba/io/error_feedback.hpp>
 #include <hymba/model/declared_tensors.hpp>
@@ -32,9 +33,34 @@ HYMBA_NAMESPACE_BEGIN
 /// call.
 using InputMoments = std::function<void(const std::function<void(const std::string&, MatrixView<const float>)>& use)>;
 
+namespace detail {
+
+/// Divides the elements of a stored vector, or the rows of a stored matrix, by powers of two.
+inline void divide_rows(const TensorSpec& spec, Weights kept, std::byte* stored, const float* by) {
+  const std::int64_t cols = spec.rank == 1 ? 1 : StoredShape(spec).cols;
+  with_format(kept, [&](auto w) {
+    using Format = weight_format<w()>;
+    for (std::int64_t r = 0; r < spec.dims[0]; ++r) {
+      std::byte* const row = stored + static_cast<std::size_t>(r) * Format::row_bytes(cols);
+      if constexpr (Format::quantised) {
+        Format::divide_row(row, cols, by[r]);
+      } else {
+        auto* const numbers = reinterpret_cast<typename Format::element*>(row);
+        for (std::int64_t i = 0; i < cols; ++i) {
+          numbers[i] = typename Format::element(static_cast<float>(numbers[i]) / by[r]);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace detail
+
 /// The tensors of a checkpoint as a model with weights in `format` holds them: matrices in the format, the fine ones in
 /// fine_weights of it, everything else in F32. Quantised matrices whose moments are given are rounded for the least
-/// error of their products (io/error_feedback.hpp), others for the least error of their numbers.
+/// error of their products (io/error_feedback.hpp), others for the least error of their numbers. With int8 and moments
+/// large columns of activations are made smaller (io/balance.hpp), which changes other tensors too; int4's own rounding
+/// loses more by that than activations' gains.
 /// @param source names the table in errors.
 /// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or moments do not fit;
 /// whatever `moments` throws.
@@ -65,6 +91,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
     places.emplace(t.name, Place{&t, next});
     next += aligned_size(size);
   }
+  detail::Balance balance(a);
   const auto with_feedback = [&](const std::string& name, MatrixView<const float> of) {
     const auto found = places.find(name);
     if (found == places.end()) return;
@@ -76,18 +103,21 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
     }
     detail::with_format(detail::stored_format(spec.role, format), [&](auto w) {
       if constexpr (weight_format<w()>::quantised) {
-        const auto factor = detail::FeedbackFactor::of(of);
+        if (format == Weights::int8) balance.choose(name, of);
+        const float* const by = balance.multiplied(name);
+        const auto factor = detail::FeedbackFactor::of(of, by);
         if (!factor) return;
-        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to);
+        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to, by);
         found->second.done = true;
       }
     });
   };
   if (moments) moments(with_feedback);
   for (const auto& [name, place] : places) {
-    if (place.done) continue;
     const TensorSpec& spec = place.tensor->spec;
-    detail::store_tensor(exec, spec, *table.find(name), detail::stored_format(spec.role, format), place.to);
+    const Weights kept = detail::stored_format(spec.role, format);
+    if (!place.done) detail::store_tensor(exec, spec, *table.find(name), kept, place.to, balance.multiplied(name));
+    if (const float* const by = balance.divided(name)) detail::divide_rows(spec, kept, place.to, by);
   }
   out.owner = std::move(memory);
   return out;

@@ -87,9 +87,16 @@ inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t cou
   }
 }
 
-/// Writes a tensor in `format` to `to`, stored_bytes of it.
+/// Multiplies the numbers of a row by `by` [cols], unless that is null.
+inline void multiply_columns(float* row, std::int64_t cols, const float* by) {
+  for (std::int64_t i = 0; by != nullptr && i < cols; ++i) row[i] *= by[i];
+}
+
+/// Writes a tensor in `format` to `to`, stored_bytes of it. Its columns are multiplied by `by` first, unless that is
+/// null.
 template <class Exec>
-void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, std::byte* to) {
+void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, std::byte* to,
+                  const float* by = nullptr) {
   const StoredShape shape(t);
   with_format(format, [&](auto w) {
     using Format = weight_format<w()>;
@@ -99,6 +106,7 @@ void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weight
       float* const row = rows.data() + thread * shape.cols;
       for (std::int64_t r = shape.rows * part / parts; r < shape.rows * (part + 1) / parts; ++r) {
         to_float(from, r * shape.cols, shape.cols, row);
+        multiply_columns(row, shape.cols, by);
         Format::encode_row(row, shape.cols, to + static_cast<std::size_t>(r) * Format::row_bytes(shape.cols));
       }
     });

@@ -18,6 +18,11 @@ constexpr void fusion_norms(int width, Visit&& visit) {
   visit(vector_tensor("mamba.pre_avg_layernorm1.weight", width));
   visit(vector_tensor("mamba.pre_avg_layernorm2.weight", width));
 }
+template <class Visit>
+constexpr void fusion_scalings(const char* matrix, Visit&& visit) {
+  visit("mamba.pre_avg_layernorm1.weight", matrix);
+  visit("mamba.pre_avg_layernorm2.weight", matrix);
+}
 }  // namespace detail
 
 /// (rms1(attention) + rms2(ssm)) / 2: the published fusion. Equal widths. arXiv 2411.13676, equation 3.
@@ -29,6 +34,11 @@ struct MeanOfNorms {
   static constexpr void tensors(int attention, int, Visit&& visit) {
     detail::fusion_norms(attention, visit);
   }
+  /// See for_each_scaling (variant/tensors.hpp); `matrix` reads what is fused. A fusion of one's own may lack it.
+  template <class Visit>
+  static constexpr void scalings(const char* matrix, Visit&& visit) {
+    detail::fusion_scalings(matrix, visit);
+  }
 };
 
 /// attention + ssm, no norms. Equal widths.
@@ -38,6 +48,8 @@ struct SumOfHeads {
   static constexpr int output_width(int attention, int) { return attention; }
   template <class Visit>
   static constexpr void tensors(int, int, Visit&&) {}
+  template <class Visit>
+  static constexpr void scalings(const char*, Visit&&) {}
 };
 
 /// [attention | ssm], no norms. Any widths; the output projection takes their sum.
@@ -47,6 +59,8 @@ struct ConcatHeads {
   static constexpr int output_width(int attention, int ssm) { return attention + ssm; }
   template <class Visit>
   static constexpr void tensors(int, int, Visit&&) {}
+  template <class Visit>
+  static constexpr void scalings(const char*, Visit&&) {}
 };
 
 /// g * rms1(attention) + (1 - g) * rms2(ssm) with a learned gate g = sigmoid(w) per channel. Equal widths.
@@ -58,6 +72,10 @@ struct LearnedGate {
   static constexpr void tensors(int attention, int, Visit&& visit) {
     detail::fusion_norms(attention, visit);
     visit(vector_tensor("mamba.fusion_gate.weight", attention));
+  }
+  template <class Visit>
+  static constexpr void scalings(const char* matrix, Visit&& visit) {
+    detail::fusion_scalings(matrix, visit);
   }
 };
 
@@ -97,6 +115,10 @@ struct RuntimeFusion {
   template <class Visit>
   constexpr void tensors(int attention, int ssm, Visit&& tensor) const {
     visit([&](auto fusion) { fusion.tensors(attention, ssm, tensor); });
+  }
+  template <class Visit>
+  constexpr void scalings(const char* matrix, Visit&& pair) const {
+    visit([&](auto fusion) { fusion.scalings(matrix, pair); });
   }
 };
 

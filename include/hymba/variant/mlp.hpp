@@ -26,6 +26,13 @@ struct SwiGlu {
     visit(matrix_tensor("moe.experts.0.up_proj.weight", width, model_width));
     visit(matrix_tensor("moe.experts.0.down_proj.weight", model_width, width));
   }
+  /// See for_each_scaling (variant/tensors.hpp); `norm` makes the MLP's input. An MLP of one's own may lack it.
+  template <class Visit>
+  static constexpr void scalings(const char* norm, Visit&& visit) {
+    visit(norm, "moe.experts.0.gate_proj.weight");
+    visit(norm, "moe.experts.0.up_proj.weight");
+    visit("moe.experts.0.up_proj.weight", "moe.experts.0.down_proj.weight");
+  }
 };
 
 /// down(relu(up(v))^2).
@@ -42,6 +49,10 @@ struct Relu2 {
     visit(matrix_tensor("moe.experts.0.up_proj.weight", width, model_width));
     visit(matrix_tensor("moe.experts.0.down_proj.weight", model_width, width));
   }
+  template <class Visit>
+  static constexpr void scalings(const char* norm, Visit&& visit) {
+    visit(norm, "moe.experts.0.up_proj.weight");
+  }
 };
 
 /// No MLP: the layer ends with its heads, and has no second norm.
@@ -50,6 +61,8 @@ struct NoMlp {
   static constexpr int hidden() { return 0; }
   template <class Visit>
   static constexpr void tensors(int, Visit&&) {}
+  template <class Visit>
+  static constexpr void scalings(const char*, Visit&&) {}
 };
 
 /// One of the MLPs above, named by config.json.
@@ -86,6 +99,10 @@ struct RuntimeMlp {
   template <class Visit>
   constexpr void tensors(int model_width, Visit&& tensor) const {
     visit([&](auto mlp) { mlp.tensors(model_width, tensor); });
+  }
+  template <class Visit>
+  constexpr void scalings(const char* norm, Visit&& pair) const {
+    visit([&](auto mlp) { mlp.scalings(norm, pair); });
   }
 };
 

@@ -37,6 +37,21 @@ constexpr void for_each_layer_tensor(const Architecture<V>& a, int i, Visit&& vi
   if (a.has_mlp()) a.mlp.tensors(a.width, [&](const TensorSpec& t) { visit(Part::mlp, t); });
 }
 
+/// Visits what layer `i` can be scaled by without a change: `visit(maker, reader)`, names relative to "model.layers.I.".
+/// Element or row j of the tensor `maker` is a factor of column j of what the matrix `reader` is multiplied with, and of
+/// nothing else. A reader may have several makers, which are then all its makers, and a maker several readers. Parts of
+/// one's own take part if they have `scalings`, as the library's have.
+template <class V, class Visit>
+constexpr void for_each_scaling(const Architecture<V>& a, int i, Visit&& visit) {
+  visit("input_layernorm.weight", "mamba.in_proj.weight");
+  if (a.plan[i].kind == LayerKind::hybrid) {
+    if constexpr (requires { a.fuse.scalings("", visit); }) a.fuse.scalings("mamba.out_proj.weight", visit);
+  }
+  if (a.has_mlp()) {
+    if constexpr (requires { a.mlp.scalings("", visit); }) a.mlp.scalings("pre_moe_layernorm.weight", visit);
+  }
+}
+
 /// Visits the parts of layer `i` that have arithmetic of their own: `visit(Part, part, sizes...)`; a fusion comes with the
 /// widths of what it joins.
 template <class V, class Visit>
