@@ -59,8 +59,8 @@ inline void divide_rows(const TensorSpec& spec, Weights kept, std::byte* stored,
 /// The tensors of a checkpoint as a model with weights in `format` holds them: matrices in the format, the fine ones in
 /// fine_weights of it, everything else in F32. Quantised matrices whose moments are given are rounded for the least
 /// error of their products (io/error_feedback.hpp), others for the least error of their numbers. With int8 and moments
-/// large columns of activations are made smaller (io/balance.hpp), which changes other tensors too; int4's own rounding
-/// loses more by that than activations' gains.
+/// large columns of activations are made smaller (io/balance.hpp), which changes other tensors too; int4 lost more by
+/// that than it gained where it was tried (docs/numerics.md).
 /// @param source names the table in errors.
 /// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or moments do not fit;
 /// whatever `moments` throws.
