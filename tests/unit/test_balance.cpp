@@ -124,7 +124,8 @@ TEST_CASE("balance: every scaling leaves every bit of a model in f32 as it was")
     const Architecture<DynamicHymba> a(d);
     const TensorTable table = random_tensors(a, seed);
     detail::Balance balance(a);
-    for (const auto& [reader, maker] : makers_of_readers(a)) {
+    for (const auto& pair : makers_of_readers(a)) {
+      const std::string &reader = pair.first, &maker = pair.second;  // captures take no structured bindings
       CAPTURE(reader);
       CAPTURE(maker);
       REQUIRE(table.find(reader) != nullptr);
@@ -162,7 +163,9 @@ TEST_CASE("balance: int8 tensors are rounded as they are scaled, with moments fo
     const TensorTable stored = stored_tensors(a, table, "test", Weights::int8, moments);
     const TensorTable exact = scaled(table, balance);
     int changed = 0;
-    for (const auto& [name, t] : exact.tensors) {
+    for (const auto& entry : exact.tensors) {
+      const std::string& name = entry.first;
+      const TensorRef& t = entry.second;
       CAPTURE(name);
       const std::vector<float> expected = numbers_of(t);
       const TensorRef& kept = *stored.find(name);
