@@ -3,9 +3,12 @@
 // Descriptions of random models: odd sizes, any mix of kinds, windows and sharing.
 #pragma once
 
+#include <hymba/core/types.hpp>
 #include <hymba/variant/description.hpp>
 
+#include <cstddef>
 #include <random>
+#include <vector>
 
 namespace test {
 
@@ -13,6 +16,12 @@ using Rng = std::mt19937;
 
 inline int pick(Rng& rng, int low, int high) { return low + static_cast<int>(rng() % static_cast<unsigned>(high - low + 1)); }
 inline bool coin(Rng& rng) { return rng() % 2 == 0; }
+
+inline std::vector<hymba::Token> random_tokens(Rng& rng, int vocabulary, std::size_t count) {
+  std::vector<hymba::Token> ids(count);
+  for (hymba::Token& t : ids) t = pick(rng, 0, vocabulary - 1);
+  return ids;
+}
 
 /// A valid description with random sizes, switches, kinds, windows and sharing.
 inline hymba::Description random_description(Rng& rng) {

@@ -14,7 +14,7 @@
 
 using namespace hymba;
 using namespace model_test;
-using test::Rng, test::pick, test::random_description;
+using test::Rng, test::pick, test::random_description, test::random_tokens;
 
 namespace {
 
@@ -58,7 +58,7 @@ std::int64_t cols_of(const TensorRef& t) {
 std::multimap<std::string, std::string> makers_of_readers(const Architecture<DynamicHymba>& a) {
   std::multimap<std::string, std::string> out;
   for (int i = 0; i < a.layers; ++i) {
-    const std::string layer = "model.layers." + std::to_string(i) + '.';
+    const std::string layer = layer_prefix(i);
     for_each_scaling(a, i, [&](const char* maker, const char* reader) { out.emplace(layer + reader, layer + maker); });
   }
   return out;
@@ -134,8 +134,7 @@ TEST_CASE("balance: every scaling leaves every bit of a model in f32 as it was")
       balance.choose(reader, Moments(uneven(rng, cols_of(*table.find(reader)))).view());
       REQUIRE(balance.multiplied(reader) == balance.divided(maker));
     }
-    std::vector<Token> ids(20);
-    for (Token& t : ids) t = pick(rng, 0, d.vocabulary - 1);
+    const std::vector<Token> ids = random_tokens(rng, d.vocabulary, 20);
     using Plain = Cpu<Weights::f32, Cache::f32, arch::scalar, Serial>;
     const Model<DynamicHymba, Plain> before(a, table), after(a, scaled(table, balance));
     CHECK(full_pass(after, ids, room_for(ids.size())) == full_pass(before, ids, room_for(ids.size())));

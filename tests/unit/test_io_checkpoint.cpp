@@ -51,7 +51,7 @@ std::vector<ExpectedTensor> expected_tensors(const Description& d) {
   };
   for_each_model_tensor(a, [&](const TensorSpec& t) { add("", t); });
   for (int i = 0; i < a.layers; ++i) {
-    for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) { add("model.layers." + std::to_string(i) + ".", t); });
+    for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) { add(layer_prefix(i), t); });
   }
   return out;
 }

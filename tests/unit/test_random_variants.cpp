@@ -14,15 +14,9 @@
 
 using namespace hymba;
 using namespace model_test;
-using test::Rng, test::coin, test::pick, test::random_description;
+using test::Rng, test::coin, test::pick, test::random_description, test::random_tokens;
 
 namespace {
-
-std::vector<Token> random_tokens(Rng& rng, int vocabulary, std::size_t count) {
-  std::vector<Token> ids(count);
-  for (Token& t : ids) t = pick(rng, 0, vocabulary - 1);
-  return ids;
-}
 
 /// Reads `ids` in random chunks; now and then goes on from a snapshot or a fork. Returns all logits.
 template <class Model>

@@ -143,10 +143,6 @@ struct Int4Rows {
   static float scale(const std::byte* row, std::int64_t cols, std::int64_t) {
     return detail::float_at(row + value_bytes(cols));
   }
-  static void divide_row(std::byte* row, std::int64_t cols, float by) {
-    const float divided = scale(row, cols, 0) / by;
-    std::memcpy(row + value_bytes(cols), &divided, sizeof(divided));
-  }
   /// The codes of a block, one for each 32 columns.
   static const std::byte* codes(const std::byte* row, std::int64_t cols, std::int64_t block) {
     return row + value_bytes(cols) + sizeof(float) + static_cast<std::size_t>(block) * (quantised_block / sub_block);

@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
@@ -49,7 +48,7 @@ class Balance {
   template <class V>
   explicit Balance(const Architecture<V>& a) {
     for (int i = 0; i < a.layers; ++i) {
-      const std::string layer = "model.layers." + std::to_string(i) + '.';
+      const std::string layer = layer_prefix(i);
       for_each_scaling(a, i, [&](const char* maker, const char* reader) { add(layer + maker, layer + reader); });
     }
   }

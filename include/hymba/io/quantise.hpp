@@ -35,23 +35,17 @@ using InputMoments = std::function<void(const std::function<void(const std::stri
 
 namespace detail {
 
-/// Divides the elements of a stored vector, or the rows of a stored matrix, by powers of two.
-inline void divide_rows(const TensorSpec& spec, Weights kept, std::byte* stored, const float* by) {
-  const std::int64_t cols = spec.rank == 1 ? 1 : StoredShape(spec).cols;
-  with_format(kept, [&](auto w) {
-    using Format = weight_format<w()>;
-    for (std::int64_t r = 0; r < spec.dims[0]; ++r) {
-      std::byte* const row = stored + static_cast<std::size_t>(r) * Format::row_bytes(cols);
-      if constexpr (Format::quantised) {
-        Format::divide_row(row, cols, by[r]);
-      } else {
-        auto* const numbers = reinterpret_cast<typename Format::element*>(row);
-        for (std::int64_t i = 0; i < cols; ++i) {
-          numbers[i] = typename Format::element(static_cast<float>(numbers[i]) / by[r]);
-        }
-      }
-    }
-  });
+/// Divides the elements of a stored vector, or the rows of a matrix stored in int8, by powers of two.
+inline void divide_rows(const TensorSpec& spec, std::byte* stored, const float* by) {
+  const std::int64_t rows = spec.dims[0], cols = spec.elements() / rows;
+  if (spec.role == TensorRole::vector) {
+    auto* const numbers = reinterpret_cast<float*>(stored);
+    for (std::int64_t i = 0; i < spec.elements(); ++i) numbers[i] /= by[i / cols];
+    return;
+  }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Int8Rows::divide_row(stored + static_cast<std::size_t>(r) * Int8Rows::row_bytes(cols), cols, by[r]);
+  }
 }
 
 }  // namespace detail
@@ -117,7 +111,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
     const TensorSpec& spec = place.tensor->spec;
     const Weights kept = detail::stored_format(spec.role, format);
     if (!place.done) detail::store_tensor(exec, spec, *table.find(name), kept, place.to, balance.multiplied(name));
-    if (const float* const by = balance.divided(name)) detail::divide_rows(spec, kept, place.to, by);
+    if (const float* const by = balance.divided(name)) detail::divide_rows(spec, place.to, by);
   }
   out.owner = std::move(memory);
   return out;

@@ -55,7 +55,7 @@ DeclaredTensors declared_tensors(const Architecture<V>& a, const TensorTable& ta
   out.first_of_layers = out.all.size();
   for (int i = 0; i < a.layers; ++i) {
     for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) {
-      out.all.push_back({"model.layers." + std::to_string(i) + '.' + t.name, t});
+      out.all.push_back({layer_prefix(i) + t.name, t});
     });
   }
   // The library's own parts declare what the rules have checked; a part of one's own may declare anything.

@@ -132,7 +132,7 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
   std::vector<std::pair<std::string, TensorSpec>> specs;
   for_each_model_tensor(a, [&](const TensorSpec& t) { specs.emplace_back(t.name, t); });
   for (int i = 0; i < a.layers; ++i) {
-    const std::string prefix = "model.layers." + std::to_string(i) + '.';
+    const std::string prefix = layer_prefix(i);
     for_each_layer_tensor(a, i, [&](Part, const TensorSpec& t) { specs.emplace_back(prefix + t.name, t); });
   }
   const auto type_of = [&](const TensorSpec& t) {

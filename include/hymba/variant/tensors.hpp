@@ -7,13 +7,18 @@
 #include <hymba/variant/architecture.hpp>
 #include <hymba/variant/tensor_spec.hpp>
 
+#include <string>
+
 HYMBA_NAMESPACE_BEGIN
 
 /// Which part of a layer a tensor belongs to.
 enum class Part { layer, attention, ssm, fusion, mlp };
 inline constexpr int part_count = 5;
 
-/// Visits the tensors of layer `i`: `visit(Part, TensorSpec)`. Names are relative to "model.layers.I.".
+/// What the full names of layer `i`'s tensors begin with.
+inline std::string layer_prefix(int i) { return "model.layers." + std::to_string(i) + '.'; }
+
+/// Visits the tensors of layer `i`: `visit(Part, TensorSpec)`. Names are relative to layer_prefix(i).
 template <class V, class Visit>
 constexpr void for_each_layer_tensor(const Architecture<V>& a, int i, Visit&& visit) {
   const LayerPlan& row = a.plan[i];
@@ -37,7 +42,7 @@ constexpr void for_each_layer_tensor(const Architecture<V>& a, int i, Visit&& vi
   if (a.has_mlp()) a.mlp.tensors(a.width, [&](const TensorSpec& t) { visit(Part::mlp, t); });
 }
 
-/// Visits what layer `i` can be scaled by without a change: `visit(maker, reader)`, names relative to "model.layers.I.".
+/// Visits what layer `i` can be scaled by without a change: `visit(maker, reader)`, names relative to layer_prefix(i).
 /// Element or row j of the tensor `maker` is a factor of column j of what the matrix `reader` is multiplied with, and of
 /// nothing else. A reader may have several makers, which are then all its makers, and a maker several readers. Parts of
 /// one's own take part if they have `scalings`, as the library's have.
