@@ -123,7 +123,7 @@ TEST_CASE("balance: every scaling leaves every bit of a model in f32 as it was")
     const Description d = random_description(rng);
     const Architecture<DynamicHymba> a(d);
     const TensorTable table = random_tensors(a, seed);
-    detail::Balance balance(a);
+    detail::Balance balance(a, declared_tensors(a, table, "test"));
     for (const auto& pair : makers_of_readers(a)) {
       const std::string &reader = pair.first, &maker = pair.second;  // captures take no structured bindings
       CAPTURE(reader);
@@ -157,7 +157,7 @@ TEST_CASE("balance: int8 tensors are rounded as they are scaled, with moments fo
     const InputMoments moments = [&](const auto& use) {
       for (const auto& [name, diagonal] : squares) use(name, Moments(diagonal).view());
     };
-    detail::Balance balance(a);
+    detail::Balance balance(a, declared_tensors(a, table, "test"));
     for (const auto& [name, diagonal] : squares) balance.choose(name, Moments(diagonal).view());
     const TensorTable stored = stored_tensors(a, table, "test", Weights::int8, moments);
     const TensorTable exact = scaled(table, balance);
@@ -187,4 +187,60 @@ TEST_CASE("balance: int8 tensors are rounded as they are scaled, with moments fo
     }
     CHECK(changed > 0);
   }
+}
+
+namespace {
+
+/// What the scalings of a fusion of one's own may get wrong.
+enum class Wrong { none, maker, reader, sizes, reads_vector, makes_fine };
+template <Wrong W>
+struct OwnFusion : SumOfHeads {
+  template <class Visit>
+  static constexpr void scalings(const char* matrix, Visit&& visit) {
+    switch (W) {
+      case Wrong::none: return;
+      case Wrong::maker: return visit("mamba.no_norm.weight", matrix);
+      case Wrong::reader: return visit("input_layernorm.weight", "mamba.no_proj.weight");
+      case Wrong::sizes: return visit("input_layernorm.weight", matrix);
+      case Wrong::reads_vector: return visit("input_layernorm.weight", "pre_moe_layernorm.weight");
+      case Wrong::makes_fine: return visit("mamba.dt_proj.0.weight", matrix);
+    }
+  }
+};
+template <Wrong W>
+struct WithOwnFusion {
+  using attention = AttentionHeads<4, 2, 8, 8>;
+  using ssm = MambaHeads<32, 4, 4, 2>;
+  using fuse = OwnFusion<W>;
+  using mlp = SwiGlu<24>;
+  static constexpr int width = 16, layers = 2, vocabulary = 50;
+};
+
+/// What stored_tensors says; nothing if it is content.
+template <Wrong W>
+std::string refusal() {
+  const auto& a = architecture<WithOwnFusion<W>>;
+  try {
+    stored_tensors(a, random_tensors(a, 3), "test", Weights::int8);
+  } catch (const ConfigError& e) {
+    return e.what();
+  }
+  return {};
+}
+
+}  // namespace
+
+TEST_CASE("balance: scalings of one's own that name the wrong tensors are refused") {
+  CHECK(refusal<Wrong::none>() == "");
+  CHECK(refusal<Wrong::maker>() == "scalings name tensor \"model.layers.0.mamba.no_norm.weight\", which the architecture "
+                                   "does not declare");
+  CHECK(refusal<Wrong::reader>() == "scalings name tensor \"model.layers.0.mamba.no_proj.weight\", which the "
+                                    "architecture does not declare");
+  CHECK(refusal<Wrong::sizes>() == "scalings name tensor \"model.layers.0.input_layernorm.weight\" with 16 rows for "
+                                   "\"model.layers.0.mamba.out_proj.weight\", expected a matrix of as many columns");
+  CHECK(refusal<Wrong::reads_vector>() == "scalings name tensor \"model.layers.0.input_layernorm.weight\" with 16 rows "
+                                          "for \"model.layers.0.pre_moe_layernorm.weight\", expected a matrix of as "
+                                          "many columns");
+  CHECK(refusal<Wrong::makes_fine>() == "scalings name tensor \"model.layers.0.mamba.dt_proj.0.weight\" as a factor, "
+                                        "expected a vector or a matrix that is not fine");
 }

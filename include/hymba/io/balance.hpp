@@ -6,8 +6,10 @@
 // SmoothQuant (Xiao and others, arXiv 2211.10438), with factors from the activations alone.
 #pragma once
 
+#include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/core/view.hpp>
+#include <hymba/model/declared_tensors.hpp>
 #include <hymba/variant/tensors.hpp>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 HYMBA_NAMESPACE_BEGIN
@@ -45,11 +48,34 @@ inline std::vector<float> balancing_factors(MatrixView<const float> moments) {
 /// Which tensors can be scaled against each other (for_each_scaling, full names), and the factors chosen for them.
 class Balance {
  public:
+  /// @throws ConfigError where a part of one's own names a tensor that is not declared, or two that do not fit.
   template <class V>
-  explicit Balance(const Architecture<V>& a) {
+  Balance(const Architecture<V>& a, const DeclaredTensors& declared) {
+    std::map<std::string_view, const TensorSpec*> specs;
+    for (const DeclaredTensor& t : declared.all) specs.emplace(t.name, &t.spec);
+    const auto spec_of = [&](const std::string& name) -> const TensorSpec& {
+      const auto found = specs.find(name);
+      if (found == specs.end()) {
+        throw ConfigError(message("scalings name tensor ", quote(name), ", which the architecture does not declare"));
+      }
+      return *found->second;
+    };
     for (int i = 0; i < a.layers; ++i) {
       const std::string layer = layer_prefix(i);
-      for_each_scaling(a, i, [&](const char* maker, const char* reader) { add(layer + maker, layer + reader); });
+      for_each_scaling(a, i, [&](const char* made_by, const char* read_by) {
+        const std::string maker = layer + made_by, reader = layer + read_by;
+        const TensorSpec &made = spec_of(maker), &read = spec_of(reader);
+        const std::int64_t columns = read.elements() / read.dims[0];
+        if (read.role != TensorRole::matrix || made.dims[0] != columns) {
+          throw ConfigError(message("scalings name tensor ", quote(maker), " with ", made.dims[0], " rows for ",
+                                    quote(reader), ", expected a matrix of as many columns"));
+        }
+        if (made.role == TensorRole::fine) {
+          throw ConfigError(message("scalings name tensor ", quote(maker), " as a factor, expected a vector or a matrix "
+                                    "that is not fine"));
+        }
+        add(maker, reader);
+      });
     }
   }
 

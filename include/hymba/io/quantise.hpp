@@ -85,7 +85,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
     places.emplace(t.name, Place{&t, next});
     next += aligned_size(size);
   }
-  detail::Balance balance(a);
+  detail::Balance balance(a, declared);
   const auto with_feedback = [&](const std::string& name, MatrixView<const float> of) {
     const auto found = places.find(name);
     if (found == places.end()) return;
