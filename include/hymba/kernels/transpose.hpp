@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Squares of 32-bit lanes in registers: transposed, or each register folded to its sum.
+// Squares of 32-bit lanes in registers: transposed, or each register folded to its sum, in two steps.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -43,26 +43,19 @@ HYMBA_ALWAYS_INLINE void transpose(__m512i (&v)[16]) {
   }
 }
 
-/// Lane i of the result is the sum of the integers in v[i].
-HYMBA_ALWAYS_INLINE __m512i row_sums(const __m512i (&v)[16]) {
-  __m512i pairs[8], fours[4], eights[2];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 4; ++i) {
-    fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
-                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 2; ++i) {
-    eights[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0x88),
-                                 _mm512_shuffle_i32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
-  }
-  return _mm512_add_epi32(_mm512_shuffle_i32x4(eights[0], eights[1], 0x88),
-                          _mm512_shuffle_i32x4(eights[0], eights[1], 0xdd));
+/// Lane i of each 128 bits of the result is the sum of the integers in those 128 bits of v[i].
+HYMBA_ALWAYS_INLINE __m512i fold_to_quads(const __m512i (&v)[4]) {
+  const __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+}
+/// The sums of 16 registers, folded by fours: lane 4 q + i of the result is the sum of lanes i in quads[q].
+HYMBA_ALWAYS_INLINE __m512i fold_quads(const __m512i (&quads)[4]) {
+  const __m512i low = _mm512_add_epi32(_mm512_shuffle_i32x4(quads[0], quads[1], 0x88),
+                                       _mm512_shuffle_i32x4(quads[0], quads[1], 0xdd));
+  const __m512i high = _mm512_add_epi32(_mm512_shuffle_i32x4(quads[2], quads[3], 0x88),
+                                        _mm512_shuffle_i32x4(quads[2], quads[3], 0xdd));
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xdd));
 }
 #endif
 
@@ -91,11 +84,13 @@ HYMBA_ALWAYS_INLINE void transpose(__m256i (&v)[8]) {
   for (int i = 0; i < 8; ++i) v[i] = t[i];
 }
 
-/// Lane i of the result is the sum of the integers in v[i].
-HYMBA_ALWAYS_INLINE __m256i row_sums(const __m256i (&v)[8]) {
-  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+/// As for 16 lanes.
+HYMBA_ALWAYS_INLINE __m256i fold_to_quads(const __m256i (&v)[4]) {
+  return _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+}
+HYMBA_ALWAYS_INLINE __m256i fold_quads(const __m256i (&quads)[2]) {
+  return _mm256_add_epi32(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                          _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
 }
 #endif
 
@@ -110,10 +105,11 @@ HYMBA_ALWAYS_INLINE void transpose(int32x4_t (&v)[4]) {
   v[3] = vreinterpretq_s32_s64(vtrn2q_s64(t[1], t[3]));
 }
 
-/// Lane i of the result is the sum of the integers in v[i].
-HYMBA_ALWAYS_INLINE int32x4_t row_sums(const int32x4_t (&v)[4]) {
+/// As for 16 lanes.
+HYMBA_ALWAYS_INLINE int32x4_t fold_to_quads(const int32x4_t (&v)[4]) {
   return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
 }
+HYMBA_ALWAYS_INLINE int32x4_t fold_quads(const int32x4_t (&quads)[1]) { return quads[0]; }
 #endif
 
 }  // namespace detail

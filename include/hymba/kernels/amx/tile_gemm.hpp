@@ -34,7 +34,8 @@ namespace detail::amx {
 /// The weights are the left operand: their rows are rows of tiles, in whatever row-major order they are stored. The
 /// tokens are the right operand, packed once for all threads; for a single token its row is the operand as it lies. A
 /// thread keeps a group of tokens in its second-level cache and takes weights past them, which are fetched there just
-/// before; the groups run through the weights at the same time, so that memory is read once for all of them.
+/// before; the groups run through the weights at the same time, so that memory is read once for all of them. Where all
+/// tokens are one panel, weights are used once and go from end to end of their rows.
 ///
 /// Bytes are summed exactly over a block of 256 columns, then scaled and added in single precision, block after block.
 /// bf16 products are summed along k by the tiles. Either way a number depends on its row and its token alone.
@@ -54,12 +55,17 @@ struct TileGemm {
   static constexpr std::int64_t group_bytes = 1280 << 10;
   static constexpr std::int64_t block_panels = 24;
   static constexpr std::int64_t sums_size = panel_rows * panel_rows;
+  static constexpr std::int64_t step_bytes = 2 * 1024;  ///< of a panel
 
   static constexpr std::int64_t steps_of(std::int64_t k) { return units_of(k, depth); }
-  /// True where a group of tokens stays in the second-level cache with all its columns.
-  static constexpr bool stays(std::int64_t in) { return steps_of(in) * 64 * group_tokens <= group_bytes; }
-  static constexpr std::int64_t deep_block(std::int64_t k) {
-    return equal_block(k, deepest, bytes ? quantised_block : depth);
+  /// True where so many panels of tokens stay in the second-level cache with all their columns.
+  static constexpr bool stay(std::int64_t panels, std::int64_t in) {
+    return steps_of(in) * 64 * panel_rows * panels <= group_bytes;
+  }
+  /// Columns multiplied at once, with so many panels of tokens.
+  static constexpr std::int64_t deep_block(std::int64_t panels, std::int64_t k) {
+    const std::int64_t unit = bytes ? quantised_block : depth;
+    return panels == 1 ? round_up(k, unit) : equal_block(k, deepest, unit);
   }
 
   // --- Memory --------------------------------------------------------------------------------------------------------
@@ -75,13 +81,16 @@ struct TileGemm {
     // One token: its row, the scales of its blocks, and tiles of weights that must be unpacked or completed.
     const std::int64_t one = steps_of(in) * 64 + quantised_blocks(in) * 64 + 2 * one_tiles * 1024;
     if (rows <= 1) return static_cast<std::size_t>(one);
+    // One panel of tokens, which may be what is left of many: two steps of weights, and the scales of all columns.
+    const std::int64_t panel = 2 * step_bytes + (sums_size + quantised_blocks(in) * panel_rows) * 4;
     const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
     // As deep as any block of no more columns: blocks of more columns may be less deep.
     const std::int64_t deep = std::min(round_up(in, bytes ? quantised_block : depth), deepest);
-    const std::int64_t held = std::min(panels, group_tokens / panel_rows) * (stays(in) ? 1 : block_panels);
+    const std::int64_t group = std::min(panels, group_tokens / panel_rows);
+    const std::int64_t held = group * (stay(group, in) ? 1 : block_panels);
     const std::int64_t many =
-        steps_of(deep) * 2 * 1024 + held * sums_size * 4 + quantised_blocks(deep) * panel_rows * 4;
-    return static_cast<std::size_t>(round_up(std::max(one, many), 64));
+        steps_of(deep) * step_bytes + (held * sums_size + quantised_blocks(deep) * panel_rows) * 4;
+    return static_cast<std::size_t>(round_up(std::max({one, panel, many}), 64));
   }
 
   // --- Many tokens ---------------------------------------------------------------------------------------------------
@@ -135,10 +144,31 @@ struct TileGemm {
     }
   }
 
-  /// A panel of weights as tiles: rows of `stride` bytes of either half, the next step `next` bytes further.
-  struct Left {
-    const std::byte *upper, *lower;
+  /// A panel of weights as tiles that lie in memory: rows of `stride` bytes of either half, a step `next` bytes after
+  /// the one before.
+  struct Lying {
+    const std::byte *first, *second;
     std::int64_t stride, next;
+    HYMBA_ALWAYS_INLINE const std::byte* upper(std::int64_t s) const { return first + s * next; }
+    HYMBA_ALWAYS_INLINE const std::byte* lower(std::int64_t s) const { return second + s * next; }
+    HYMBA_ALWAYS_INLINE void begin() const {}
+    HYMBA_ALWAYS_INLINE void prepare(std::int64_t) const {}
+  };
+  /// A panel of weights that must be copied to become tiles: each step while the one before it is multiplied.
+  struct Copied {
+    PanelHalves<W> halves;
+    std::int64_t steps;
+    Element* memory;  ///< of two steps
+    static constexpr std::int64_t stride = 64;
+    HYMBA_ALWAYS_INLINE Element* at(std::int64_t s) const { return memory + s % 2 * 2 * tile; }
+    HYMBA_ALWAYS_INLINE const Element* upper(std::int64_t s) const { return at(s); }
+    HYMBA_ALWAYS_INLINE const Element* lower(std::int64_t s) const { return at(s) + tile; }
+    void begin() const { load_panel(halves, 0, 1, at(0)); }
+    /// Before step s.
+    HYMBA_ALWAYS_INLINE void prepare(std::int64_t s) const {
+      if (s + 1 < steps) load_panel(halves, s + 1, 1, at(s + 1));
+      written_before_tiles();
+    }
   };
 
   /// Cache lines [first, last) of the rows of a pair of halves, to be fetched within `steps` steps.
@@ -157,13 +187,14 @@ struct TileGemm {
   static void multiply(std::byte* memory, const Element* packed, const float* token_scales, std::int64_t in,
                        const Panels& w, const Sink& sink, std::int64_t t0, Range rows, Range cols) {
     const TileScope tiles;
-    const std::int64_t all_steps = steps_of(in), deep = deep_block(in), most_steps = steps_of(deep);
     const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
-    const std::int64_t block = stays(in) ? 1 : equal_block(cols.last - cols.first, block_panels, 1);
+    const std::int64_t all_steps = steps_of(in), deep = deep_block(panels, in), most_steps = steps_of(deep);
+    const bool once = panels == 1;
+    const std::int64_t block = once || stay(panels, in) ? 1 : equal_block(cols.last - cols.first, block_panels, 1);
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
     const bool whole_steps = W == Weights::int8 || in % depth == 0;
     auto* const weights = reinterpret_cast<Element*>(memory);
-    auto* const weight_scales = reinterpret_cast<float*>(memory + most_steps * 2 * 1024);
+    auto* const weight_scales = reinterpret_cast<float*>(memory + (once ? 2 : most_steps) * step_bytes);
     float* const sums = weight_scales + quantised_blocks(deep) * (bytes ? panel_rows : 0);
     FetchAhead fetches;
     for (std::int64_t o0 = cols.first; o0 < cols.last; o0 += block) {
@@ -173,18 +204,23 @@ struct TileGemm {
         const bool last = k + deep >= in;
         for (std::int64_t o = o0; o < o1; ++o) {
           const PanelHalves<W> halves = w.panel(o);
-          // While this is multiplied, what follows is fetched: the next panel, of the next columns after the last.
-          const std::int64_t after = o + 1 < o1 ? o + 1 : !last ? o0 : o1;
-          const std::int64_t after_k = o + 1 < o1 ? k : !last ? k + deep : 0;
-          if (after < cols.last) {
+          // While this is multiplied, what follows is fetched: all of the next panel while this one's columns pass, or,
+          // where the columns of many panels do, the next panel's, and after the last those that come next.
+          if (block == 1) {
+            if (k == 0 && o + 1 < cols.last) {
+              fetch_in(fetches, w.panel(o + 1), 0, row_bytes / 64, panels * all_steps);
+            }
+          } else if (const std::int64_t after = o + 1 < o1 ? o + 1 : !last ? o0 : o1; after < cols.last) {
+            const std::int64_t after_k = o + 1 < o1 ? k : !last ? k + deep : 0;
             fetch_in(fetches, w.panel(after), after_k * row_bytes / in / 64,
                      std::min(after_k + deep, in) * row_bytes / in / 64, panels * steps);
           }
-          Left left{halves.at[0].data(step * 64), halves.at[1].data(step * 64), row_bytes, 64};
-          if (!stored || !whole_steps || !halves.whole()) {
+          const bool lie = stored && whole_steps && halves.whole();
+          Lying left{halves.at[0].data(step * 64), halves.at[1].data(step * 64), row_bytes, 64};
+          if (!lie && !once) {
             load_panel(halves, step, steps, weights);
             const auto* const upper = reinterpret_cast<const std::byte*>(weights);
-            left = {upper, upper + 1024, 64, 2048};
+            left = {upper, upper + 1024, 64, step_bytes};
           }
           if constexpr (bytes) load_scales(halves, step, steps, weight_scales);
           for (std::int64_t p = 0; p < panels; ++p) {
@@ -193,16 +229,19 @@ struct TileGemm {
             float* const at = sums + ((o - o0) * panels + p) * sums_size;
             const Element* const right = packed + (panel * all_steps + step) * 2 * tile;
             if (last) fetches.outputs = sink.rows_to_write(o, t0 + panel * panel_rows, tokens);
-            with_tiles(halves.at[1].rows > 0, tokens > tile_rows, [&](auto h, auto c) {
-              if constexpr (bytes) {
-                byte_product<h(), c()>(
-                    steps, left, right, weight_scales,
-                    token_scales + panel * PackedTokens::panel_scales(in) + k / quantised_block * panel_rows, at,
-                    k == 0, fetches);
-              } else {
-                bf16_product<h(), c()>(steps, left, right, at, k == 0, fetches);
-              }
-            });
+            const auto product = [&](const auto& weights_left) {
+              with_tiles(halves.at[1].rows > 0, tokens > tile_rows, [&](auto h, auto c) {
+                if constexpr (bytes) {
+                  byte_product<h(), c()>(
+                      steps, weights_left, right, weight_scales,
+                      token_scales + panel * PackedTokens::panel_scales(in) + k / quantised_block * panel_rows, at,
+                      k == 0, fetches);
+                } else {
+                  bf16_product<h(), c()>(steps, weights_left, right, at, k == 0, fetches);
+                }
+              });
+            };
+            lie || !once ? product(left) : product(Copied{halves, steps, weights});
             if (last) sink.write(at, o, halves.rows(), t0 + panel * panel_rows, tokens);
           }
         }
@@ -227,7 +266,7 @@ struct TileGemm {
   }
 
   /// sums [32, 32] = (first ? 0 : sums) + the product.
-  template <int Rows, int Cols>
+  template <int Rows, int Cols, class Left>
   static void bf16_product(std::int64_t steps, const Left& left, const bf16* b, float* sums, bool first,
                            FetchAhead& fetches) {
     constexpr std::int64_t row_bytes = panel_rows * 4;
@@ -237,14 +276,13 @@ struct TileGemm {
     } else {
       load_sums<Rows, Cols>(sums, row_bytes);
     }
-    const std::byte *a = left.upper, *below_a = left.lower;
-    const std::int64_t stride = left.stride, next = left.next;
-    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write it
+    const Left a = left;
+    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write them
+    a.begin();
     for (std::int64_t s = 0; s < steps; ++s) {
-      multiply_step<Rows, Cols>(a, below_a, stride, b);
+      a.prepare(s);
+      multiply_step<Rows, Cols>(a.upper(s), a.lower(s), a.stride, b);
       ahead.step();
-      a += next;
-      if constexpr (Rows == 2) below_a += next;
       b += 2 * tile;
     }
     store_sums<Rows, Cols>(sums, row_bytes);
@@ -266,12 +304,11 @@ struct TileGemm {
 
   /// sums [32, 32] = (first ? 0 : sums) + the blocks' integer sums, scaled. While a block is multiplied, the integers
   /// of the one before it are converted and added: the tiles' unit and the vector units work at the same time.
-  template <int Rows, int Cols>
+  template <int Rows, int Cols, class Left>
   static void byte_product(std::int64_t steps, const Left& left, const std::int8_t* b, const float* weight_scales,
                            const float* token_scales, float* sums, bool first, FetchAhead& fetches) {
-    const std::byte *a = left.upper, *below_a = left.lower;
-    const std::int64_t stride = left.stride, next = left.next;
-    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write it
+    const Left a = left;
+    FetchAhead ahead = fetches;  // where the compiler need not fear that tiles write them
     alignas(64) std::int32_t held[2][sums_size];
     constexpr std::int64_t row_bytes = panel_rows * 4;
     constexpr int all = Rows * 16, share = all / static_cast<int>(block_steps);  // rows added with each step
@@ -292,16 +329,17 @@ struct TileGemm {
       });
     };
     const std::int64_t blocks = units_of(steps, block_steps);
+    a.begin();
     written_before_tiles();
     for (std::int64_t block = 0; block < blocks; ++block) {
       zero_sums<Rows, Cols>();
       const int here = static_cast<int>(std::min(block_steps, steps - block * block_steps));
       int added = 0;
-      for (int s = 0; s < here; ++s) {
-        multiply_step<Rows, Cols>(a, below_a, stride, b);
+      for (int i = 0; i < here; ++i) {
+        const std::int64_t s = block * block_steps + i;
+        a.prepare(s);
+        multiply_step<Rows, Cols>(a.upper(s), a.lower(s), a.stride, b);
         ahead.step();
-        a += next;
-        if constexpr (Rows == 2) below_a += next;
         b += 2 * tile;
         if (block > 0) {
           add(block - 1, first && block == 1, added);

@@ -174,10 +174,10 @@ struct Panel {
 
 /// The product of activations and a weight matrix of bytes or halves of them. Tokens are quantised once.
 ///
-/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register; lanes run along the
-/// columns, and at the end of a block of 256 the L registers of sums are folded to one. Many tokens: a block of a panel
-/// of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast four
-/// bytes at a time, go past it, their sums waiting in the second.
+/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register, four at a time; lanes
+/// run along the columns, and the L registers of sums of a block of 256 are folded to one. Many tokens: a block of a
+/// panel of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast
+/// four bytes at a time, go past it, their sums waiting in the second.
 ///
 /// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
@@ -190,6 +190,7 @@ struct DotGemm {
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
   static constexpr std::int64_t few_tokens = 4;                   ///< that share an unpacked block of a row
+  static constexpr std::int64_t rows_ahead = 8;                   ///< from those fetched to those used by few tokens
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
@@ -279,71 +280,124 @@ struct DotGemm {
   static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
-    const std::int64_t share = units_of(L * row_bytes, line * L * tokens.blocks);
+    const std::int64_t here = std::min<std::int64_t>(rows_ahead, last - first);
+    BytesToRead ahead{w.row(first) + here * row_bytes, (last - first - here) * row_bytes};
     for (std::int64_t o = first; o < last; o += L) {
-      const std::int64_t valid = std::min(L, last - o);
-      // While a group of rows is used the next one is fetched, little by little.
-      BytesToRead ahead{w.row(o) + L * row_bytes, std::clamp<std::int64_t>(last - o - L, 0, L) * row_bytes};
       unrolled<few_tokens>([&](auto one_less) {
-        if (count == one_less + 1) group<one_less + 1>(tokens, w, o, valid, ahead, share, bias, y, store);
+        if (count == one_less + 1) {
+          group<one_less + 1>(tokens, w, o, std::min(L, last - o), ahead, bias, y, store);
+        }
       });
     }
   }
 
+  /// The scales of L rows from `o`, of which `valid` exist, block after block. Loaded as they lie and transposed:
+  /// gathering them takes longer, on Zen by far.
+  class RowScales {
+   public:
+    RowScales(const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid) : w_(w), o_(o), last_(valid - 1) {}
+    /// Of block `block`: the first is 0, each other one more than the one before.
+    HYMBA_ALWAYS_INLINE Floats next(std::int64_t block) {
+      if constexpr (Format::scale_bytes == 0) {
+        if (block == 0) {
+          alignas(64) float all[L];
+          for (std::int64_t r = 0; r < L; ++r) all[r] = float_at(row(r));
+          same_ = Unit::load(all);
+        }
+        return same_;
+      } else {
+        if (block % L == 0) {
+          // Scales fill whole lines: what is behind the last of a row belongs to it.
+          const std::int64_t at = block * static_cast<std::int64_t>(Format::scale_bytes);
+          for (std::int64_t r = 0; r < L; ++r) square_[r] = Unit::words(Unit::load(row(r) + at));
+          transpose(square_);
+        }
+        return Unit::floats(square_[block % L]);
+      }
+    }
+
+   private:
+    const std::byte* row(std::int64_t r) const {
+      return w_.row(o_ + std::min(r, last_)) + Format::value_bytes(w_.cols);
+    }
+    const WeightMatrix<W>& w_;
+    std::int64_t o_, last_;
+    Floats same_ = Unit::same(0.0f);
+    Ints square_[Format::scale_bytes == 0 ? 1 : L];
+  };
+
   /// The N tokens against L rows from `o`, of which `valid` exist.
   template <int N>
-  static void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid,
-                    BytesToRead& ahead, std::int64_t share, const float* bias, MatrixView<float> y, Store store) {
-    const std::byte* row[L];
-    // Rows past the end repeat the last one; their sums are dropped.
-    for (std::int64_t r = 0; r < L; ++r) row[r] = w.row(o + std::min(r, valid - 1));
+  static HYMBA_NEVER_INLINE void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
+                                       std::int64_t valid, BytesToRead& ahead, const float* bias, MatrixView<float> y,
+                                       Store store) {
+    constexpr std::int64_t held = 16 / N;  // blocks that wait to be folded
+    const std::int64_t share = units_of(4 * static_cast<std::int64_t>(Format::row_bytes(w.cols)), line * tokens.blocks);
+    RowScales scales(w, o, valid);
     Floats total[N];
     unrolled<N>([&](auto n) { total[n] = Unit::same(0.0f); });
-    for (std::int64_t b = 0; b < tokens.blocks; ++b) {
-      Ints sums[N][L];
-      const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
-      const std::int8_t* x = tokens.bytes + tokens.at(0, b) * quantised_block;
-      if (lines == block_lines) {
-        group_block<N, block_lines>(row, w.cols, b, x, ahead, share, sums);
-      } else if (lines == 1) {
-        group_block<N, 1>(row, w.cols, b, x, ahead, share, sums);
-      } else if (lines == 2) {
-        group_block<N, 2>(row, w.cols, b, x, ahead, share, sums);
-      } else {
-        group_block<N, 3>(row, w.cols, b, x, ahead, share, sums);
+    for (std::int64_t b0 = 0; b0 < tokens.blocks; b0 += held) {
+      const std::int64_t end = std::min(b0 + held, tokens.blocks);
+      Ints quads[held][N][L / 4];
+      for (std::int64_t q = 0; q < L / 4; ++q) {
+        // Rows past the end repeat the last one; their sums are dropped.
+        const std::byte* row[4];
+        for (std::int64_t r = 0; r < 4; ++r) row[r] = w.row(o + std::min(4 * q + r, valid - 1));
+        for (std::int64_t b = b0; b < end; ++b) {
+          ahead.fetch(share);
+          Ints sums[N][4];
+          block_of_four(row, w.cols, tokens, b, sums);
+          unrolled<N>([&](auto n) { quads[b - b0][n][q] = fold_to_quads(sums[n]); });
+        }
       }
-      const Floats scale = scales(w, o, valid, b);
-      unrolled<N>([&](auto n) {
-        const std::int64_t at = tokens.at(n, b);
-        Ints sum = row_sums(sums[n]);
-        if constexpr (Unit::offset != 0) sum = Unit::subtract(sum, Unit::same(tokens.excess[at]));
-        total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
-      });
+      for (std::int64_t b = b0; b < end; ++b) {
+        const Floats scale = scales.next(b);
+        unrolled<N>([&](auto n) {
+          const std::int64_t at = tokens.at(n, b);
+          Ints sum = fold_quads(quads[b - b0][n]);
+          if constexpr (Unit::offset != 0) sum = Unit::subtract(sum, Unit::same(tokens.excess[at]));
+          total[n] = Unit::add_scaled(total[n], sum, Unit::multiply(scale, Unit::same(tokens.scales[at])));
+        });
+      }
     }
     unrolled<N>([&](auto n) { write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store); });
   }
 
-  /// sums[n][r]: `Lines` lines of block `block` of row r times N rows of x, along the lanes.
-  template <int N, int Lines>
-  static HYMBA_ALWAYS_INLINE void group_block(const std::byte* const (&row)[L], std::int64_t cols, std::int64_t block,
-                                              const std::int8_t* x, BytesToRead& ahead, std::int64_t share,
-                                              Ints (&sums)[N][L]) {
-    const auto one = [&](std::int64_t r) {
-      ahead.fetch(share);
-      const typename Rows<Unit, W>::Block weights(row[r], cols, block);
-      Ints sum[N];
-      unrolled<N>([&](auto n) { sum[n] = Unit::same(0); });
-      unrolled<Lines>([&](auto l) {
-        unrolled<parts>([&](auto part) {
-          const Bytes v = weights.template load<l(), part()>();
-          unrolled<N>([&](auto n) {
-            sum[n] = Unit::dot(sum[n], v, Unit::load(x + n * quantised_block + l * line + part * 4 * L));
+  /// sums[n][r]: block `block` of row r times token n, along the lanes. Rows taken at once share what is read of the
+  /// tokens.
+  template <int N>
+  static HYMBA_ALWAYS_INLINE void block_of_four(const std::byte* const (&row)[4], std::int64_t cols,
+                                                const Tokens<Unit>& tokens, std::int64_t block, Ints (&sums)[N][4]) {
+    constexpr int at_once = N == 1 ? 4 : N < 4 ? 2 : 1;
+    static_assert(4 % at_once == 0);
+    const std::int8_t* const x = tokens.bytes + tokens.at(0, block) * quantised_block;
+    const auto of_lines = [&](auto lines) {
+      // Not unrolled, or GCC keeps what it read of the tokens, for which there are not enough registers.
+#pragma GCC unroll 1
+      for (int turn = 0; turn < 4; turn += at_once) {
+        Ints sum[N][at_once];
+        unrolled<N>([&](auto n) { unrolled<at_once>([&](auto r) { sum[n][r] = Unit::same(0); }); });
+        unrolled<lines()>([&](auto l) {
+          unrolled<parts>([&](auto part) {
+            Bytes xs[N];
+            unrolled<N>([&](auto n) { xs[n] = Unit::load(x + n * quantised_block + l * line + part * 4 * L); });
+            unrolled<at_once>([&](auto r) {
+              const typename Rows<Unit, W>::Block weights(row[turn + r], cols, block);
+              const Bytes v = weights.template load<l(), part()>();
+              unrolled<N>([&](auto n) { sum[n][r] = Unit::dot(sum[n][r], v, xs[n]); });
+            });
           });
         });
-      });
-      unrolled<N>([&](auto n) { sums[n][r] = sum[n]; });
+        unrolled<N>([&](auto n) { unrolled<at_once>([&](auto r) { sums[n][turn + r] = sum[n][r]; }); });
+      }
     };
-    for (std::int64_t r = 0; r < L; ++r) one(r);
+    static_assert(block_lines == 4);
+    switch (std::min(block_lines, units_of(cols - block * quantised_block, line))) {
+      case 4: return of_lines(std::integral_constant<int, 4>{});
+      case 3: return of_lines(std::integral_constant<int, 3>{});
+      case 2: return of_lines(std::integral_constant<int, 2>{});
+      default: return of_lines(std::integral_constant<int, 1>{});
+    }
   }
 
   // --- Many tokens ---------------------------------------------------------------------------------------------------

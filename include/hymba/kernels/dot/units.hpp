@@ -17,7 +17,8 @@
 //   look_up(table, halves)  table[half] for every byte; table(p, q) makes one of the 16 bytes at p for the first half
 //   of a
 //                           line of 64 bytes and of those at q for the second, in the register at `part` of the line
-//   words(v)                the bytes' registers as integers' ones, for transpose and row_sums (kernels/transpose.hpp)
+//   words(v)                the bytes' registers as integers' ones, for kernels/transpose.hpp
+//   floats(v)               the lanes of integers' registers as floats, bit for bit
 //   scales(p, stride, n)    L floats `stride` bytes apart, of which the first n exist; any number for the others
 //   add_scaled(t, v, s)     t + s * v, rounded once
 #pragma once
@@ -91,6 +92,7 @@ struct Avx512Vnni {
 
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return v; }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return v; }
+  static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return _mm512_castsi512_ps(v); }
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return _mm512_set1_epi32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 
@@ -134,6 +136,7 @@ struct Avx2Registers {
 
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return v; }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return v; }
+  static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return _mm256_castsi256_ps(v); }
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return _mm256_set1_epi32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 
@@ -219,6 +222,7 @@ struct NeonDot {
 
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return vreinterpretq_s32_s8(v); }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return vreinterpretq_s8_s32(v); }
+  static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return vreinterpretq_f32_s32(v); }
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return vdupq_n_s32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return vsubq_s32(a, b); }
 
