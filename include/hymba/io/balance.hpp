@@ -8,8 +8,10 @@
 
 #include <hymba/core/error.hpp>
 #include <hymba/core/macros.hpp>
+#include <hymba/core/quoted.hpp>
 #include <hymba/core/view.hpp>
 #include <hymba/model/declared_tensors.hpp>
+#include <hymba/model/store_tensor.hpp>
 #include <hymba/variant/tensors.hpp>
 
 #include <algorithm>
@@ -65,14 +67,13 @@ class Balance {
       for_each_scaling(a, i, [&](const char* made_by, const char* read_by) {
         const std::string maker = layer + made_by, reader = layer + read_by;
         const TensorSpec &made = spec_of(maker), &read = spec_of(reader);
-        const std::int64_t columns = read.elements() / read.dims[0];
-        if (read.role != TensorRole::matrix || made.dims[0] != columns) {
+        if (read.role != TensorRole::matrix || made.dims[0] != StoredShape(read).cols) {
           throw ConfigError(message("scalings name tensor ", quote(maker), " with ", made.dims[0], " rows for ",
                                     quote(reader), ", expected a matrix of as many columns"));
         }
         if (made.role == TensorRole::fine) {
-          throw ConfigError(message("scalings name tensor ", quote(maker), " as a factor, expected a vector or a matrix "
-                                    "that is not fine"));
+          throw ConfigError(message("scalings name tensor ", quote(maker),
+                                    " as a factor, expected a vector or a matrix that is not fine"));
         }
         add(maker, reader);
       });

@@ -55,7 +55,7 @@ struct TileGemm {
   static constexpr std::int64_t group_bytes = 1280 << 10;
   static constexpr std::int64_t block_panels = 24;
   static constexpr std::int64_t sums_size = panel_rows * panel_rows;
-  static constexpr std::int64_t step_bytes = 2 * 1024;  ///< of a panel
+  static constexpr std::int64_t step_bytes = 2 * 1024;  ///< of a panel of weights or of tokens
 
   static constexpr std::int64_t steps_of(std::int64_t k) { return units_of(k, depth); }
   /// True where so many panels of tokens stay in the second-level cache with all their columns.
@@ -74,8 +74,8 @@ struct TileGemm {
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in) {
     if (rows <= 1) return 0;
     const std::int64_t panels = units_of(std::min(rows, most_tokens), panel_rows);
-    return static_cast<std::size_t>(panels * (steps_of(in) * 2 * 1024 + (bytes ? PackedTokens::panel_scales(in) : 0) *
-                                                                            static_cast<std::int64_t>(sizeof(float))));
+    const std::int64_t scales = bytes ? PackedTokens::panel_scales(in) : 0;
+    return static_cast<std::size_t>(panels * (steps_of(in) * step_bytes + scales * 4));
   }
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
     // One token: its row, the scales of its blocks, and tiles of weights that must be unpacked or completed.
@@ -103,7 +103,7 @@ struct TileGemm {
       const MatrixView<const float> here = x.row_range(t0, tokens);
       const std::int64_t columns = units_of(tokens, tile_rows), panels = units_of(tokens, panel_rows);
       auto* const packed = reinterpret_cast<Element*>(scratch.shared);
-      auto* const scales = reinterpret_cast<float*>(scratch.shared + panels * steps_of(x.cols) * 2 * 1024);
+      auto* const scales = reinterpret_cast<float*>(scratch.shared + panels * steps_of(x.cols) * step_bytes);
       exec.parallel_for(std::min(threads, columns),
                         [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
                           for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c)

@@ -282,10 +282,11 @@ struct DotGemm {
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
     const std::int64_t here = std::min<std::int64_t>(rows_ahead, last - first);
     BytesToRead ahead{w.row(first) + here * row_bytes, (last - first - here) * row_bytes};
+    const std::int64_t share = units_of(4 * row_bytes, line * tokens.blocks);  // with each block of four rows
     for (std::int64_t o = first; o < last; o += L) {
       unrolled<few_tokens>([&](auto one_less) {
         if (count == one_less + 1) {
-          group<one_less + 1>(tokens, w, o, std::min(L, last - o), ahead, bias, y, store);
+          group<one_less + 1>(tokens, w, o, std::min(L, last - o), ahead, share, bias, y, store);
         }
       });
     }
@@ -329,10 +330,9 @@ struct DotGemm {
   /// The N tokens against L rows from `o`, of which `valid` exist.
   template <int N>
   static HYMBA_NEVER_INLINE void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
-                                       std::int64_t valid, BytesToRead& ahead, const float* bias, MatrixView<float> y,
-                                       Store store) {
+                                       std::int64_t valid, BytesToRead& ahead, std::int64_t share, const float* bias,
+                                       MatrixView<float> y, Store store) {
     constexpr std::int64_t held = 16 / N;  // blocks that wait to be folded
-    const std::int64_t share = units_of(4 * static_cast<std::int64_t>(Format::row_bytes(w.cols)), line * tokens.blocks);
     RowScales scales(w, o, valid);
     Floats total[N];
     unrolled<N>([&](auto n) { total[n] = Unit::same(0.0f); });
