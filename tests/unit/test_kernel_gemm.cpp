@@ -155,7 +155,36 @@ void independent_of_rows() {
   }
 }
 
+template <Weights W>
+void either_order() {
+  const auto run = [](const Problem<W>& p, auto gemm, bool with_bias, Store store) {
+    std::vector<float> y = p.y0;
+    const auto same = [&](int) { return p.x_view(); };
+    TestExecutor exec(2);
+    decltype(gemm)::run_direct(exec, 1, same, p.w_view(), with_bias ? p.bias.data() : nullptr,
+                               MatrixView<float>(y.data(), 1, p.out, p.y_stride), store);
+    return y;
+  };
+  using Unit = detail::FloatUnit<xsimd::default_arch>;
+  for (const std::int64_t in : {1, 7, 16, 17, 831, 832, 833, 1600, 2500}) {
+    for (const std::int64_t out : {1, 3, 4, 37}) {
+      const Problem<W> p(1, in, out, 0, 0, static_cast<unsigned>(in + out));
+      for (const bool with_bias : {false, true}) {
+        const Store store = with_bias ? Store::add : Store::assign;
+        CHECK(run(p, detail::GemmAlongColumns<Unit, 4, true>{}, with_bias, store) ==
+              run(p, detail::GemmAlongColumns<Unit, 4, false>{}, with_bias, store));
+      }
+    }
+  }
+}
+
 }  // namespace
+
+TEST_CASE("gemm: rows read one by one or side by side, the same bits") {
+  SUBCASE("f32") { either_order<Weights::f32>(); }
+  SUBCASE("bf16") { either_order<Weights::bf16>(); }
+  SUBCASE("f16") { either_order<Weights::f16>(); }
+}
 
 TEST_CASE("gemm: every size class against the double reference") {
   SUBCASE("f32") { all_sizes<Weights::f32>(); }

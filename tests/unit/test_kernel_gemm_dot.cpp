@@ -47,6 +47,34 @@ TEST_CASE("dot gemm: a row's bits do not depend on the rows it is computed with"
   SUBCASE("int4") { hymba_test::independent_of_rows<Dot, Weights::int4>(); }
 }
 
+TEST_CASE("dot gemm: rows read one by one or side by side, the same bits") {
+  if (!dots_to_test()) return;
+  constexpr Weights W = Weights::int8;
+  const auto run = [](const Problem<Dot, W>& p, auto gemm, bool with_bias, Store store) {
+    using Gemm = decltype(gemm);
+    const std::size_t bytes = Gemm::scratch_bytes(p.rows, p.in);
+    AlignedBuffer memory(2 * bytes), shared(Gemm::shared_bytes(p.rows, p.in));
+    hymba_test::Matrix<float> y = p.y0;
+    hymba_test::TestExecutor exec(2);
+    Gemm::run(exec, Scratch{memory.data(), bytes, shared.data()}, p.x.view(), p.weights(),
+              with_bias ? p.bias.data() : nullptr, y.view(), store);
+    CHECK(y.gaps_untouched());
+    return y;
+  };
+  for (const std::int64_t rows : {1, 2, 3}) {
+    for (const std::int64_t in : {1, 63, 64, 65, 255, 256, 257, 1600, 5504}) {
+      for (const std::int64_t out : {1, 15, 16, 37}) {
+        const Problem<Dot, W> p(rows, in, out, static_cast<std::uint32_t>(in + out));
+        for (const bool with_bias : {false, true}) {
+          const Store store = with_bias ? Store::add : Store::assign;
+          CHECK(run(p, detail::dot::DotGemm<detail::dot::Best, W, true>{}, with_bias, store) ==
+                run(p, detail::dot::DotGemm<detail::dot::Best, W, false>{}, with_bias, store));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("dot gemm: sums of bytes are exact") {
   if (!dots_to_test()) return;
   hymba_test::exact_sums<Dot>();

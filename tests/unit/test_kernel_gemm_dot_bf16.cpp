@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "rounded_gemm_test.hpp"
 
@@ -45,6 +46,30 @@ float product(float x, bf16 w, std::int64_t in, std::int64_t column, std::int64_
 TEST_CASE("bf16 dot gemm: every size class against the products of rounded operands") {
   if (!dots_to_test()) return;
   hymba_test::all_sizes<Dot, Weights::bf16>();
+}
+
+TEST_CASE("bf16 dot gemm: rows read one by one or side by side, the same bits") {
+  if (!dots_to_test()) return;
+  const auto run = [](const Problem<Dot, Weights::bf16>& p, auto gemm, bool with_bias, Store store) {
+    std::vector<bf16> x(static_cast<std::size_t>(p.in));
+    for (std::int64_t i = 0; i < p.in; ++i) x[static_cast<std::size_t>(i)] = bf16(p.x(0, i));
+    const auto same = [&](int) { return MatrixView<const bf16>(x.data(), 1, p.in, p.in); };
+    hymba_test::Matrix<float> y = p.y0;
+    hymba_test::TestExecutor exec(2);
+    decltype(gemm)::run_direct(exec, 1, same, p.weights(), with_bias ? p.bias.data() : nullptr, y.view(), store);
+    return y;
+  };
+  for (const std::int64_t in : {1, 31, 32, 33, 1600, 1664, 1665, 5504}) {
+    for (const std::int64_t out : {1, 7, 8, 37}) {
+      const Problem<Dot, Weights::bf16> p(1, in, out, static_cast<std::uint32_t>(in + out));
+      for (const bool with_bias : {false, true}) {
+        const Store store = with_bias ? Store::add : Store::assign;
+        using Unit = detail::dot::Bf16Unit;
+        CHECK(run(p, detail::GemmAlongColumns<Unit, 8, true>{}, with_bias, store) ==
+              run(p, detail::GemmAlongColumns<Unit, 8, false>{}, with_bias, store));
+      }
+    }
+  }
 }
 
 TEST_CASE("bf16 dot gemm: several blocks; the same bits whatever the number of threads") {

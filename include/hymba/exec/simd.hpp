@@ -198,10 +198,17 @@ HYMBA_ALWAYS_INLINE __m128 sums4(__m128 a, __m128 b, __m128 c, __m128 d) {
   return _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
 }
 
+// The sum of the lanes of one vector, folded by halves.
+HYMBA_ALWAYS_INLINE float sum1(__m128 v) {
+  const __m128 pair = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+}
+
 #if defined(__AVX__)
 HYMBA_ALWAYS_INLINE __m128 fold(__m256 v) {
   return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
 }
+HYMBA_ALWAYS_INLINE float sum1(__m256 v) { return sum1(fold(v)); }
 HYMBA_ALWAYS_INLINE __m256 load_wide(const std::uint16_t* from, __m256, bf16) {
   const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 #if defined(__AVX2__)
@@ -256,6 +263,10 @@ HYMBA_ALWAYS_INLINE void store_narrow(std::uint16_t* to, __m256 v, f16) {
 #endif  // AVX
 
 #if defined(__AVX512F__)
+HYMBA_ALWAYS_INLINE float sum1(__m512 v) {
+  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+  return sum1(_mm256_add_ps(_mm512_castps512_ps256(v), high));
+}
 // Four vectors folded to four lanes each: quarter i of the result belongs to vector i.
 HYMBA_ALWAYS_INLINE __m512 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
   const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 1, 0)),
@@ -572,6 +583,10 @@ HYMBA_ALWAYS_INLINE float sum(const floats<A>& v) {
 template <class A, int R>
 HYMBA_ALWAYS_INLINE void sums(const floats<A> (&v)[R], float* out) {
 #if defined(HYMBA_SIMD_X86)
+  if constexpr (R == 1 && requires { detail::sum1(v[0].data); }) {
+    out[0] = detail::sum1(v[0].data);
+    return;
+  }
   if constexpr (detail::is_m128<A> && R == 4) {
     _mm_storeu_ps(out, detail::sums4(v[0].data, v[1].data, v[2].data, v[3].data));
     return;

@@ -136,7 +136,9 @@ struct FloatUnit {
 /// of x, and at the end of a block of I each is folded to one number. That needs no transposition, serves one row of x
 /// as well as a thousand with the same sums, and costs a fold per accumulator: about a twentieth of the time when a
 /// block is some fifty vectors long. I is cut in equal blocks, so that a block of both operands stays in cache.
-template <class Unit, int DirectRowsAtOnce = 4>
+///
+/// `RowByRow` changes how one row of x goes past weights (see reads_row_by_row), not the bits.
+template <class Unit, int DirectRowsAtOnce = 4, bool RowByRow = reads_row_by_row>
 struct GemmAlongColumns {
   using A = typename Unit::A;
   using Number = typename Unit::Number;
@@ -218,7 +220,7 @@ struct GemmAlongColumns {
     static constexpr std::int64_t columns = quantised_line;
     const std::byte* row[direct_r];
     std::int64_t cols, first, ahead, begin = 0;
-    const std::int8_t* values[direct_r];
+    const std::int8_t* values[direct_r] = {};
     Vector scale[direct_r];
     alignas(64) std::int8_t buffer[direct_r][W == Weights::int4 ? quantised_line : 1];
 
@@ -305,6 +307,9 @@ struct GemmAlongColumns {
   template <Weights W>
   static void direct(MatrixView<const Number> x, WeightMatrix<W> w, const float* bias, MatrixView<float> y, Store store,
                      std::int64_t first, std::int64_t last) {
+    if constexpr (RowByRow && !weight_format<W>::quantised) {
+      if (x.rows == 1) return row_by_row(x.row(0), w, bias, y.row(0), store, first, last);
+    }
     const std::int64_t block = block_cols(w.cols);
     const auto group = static_cast<std::int64_t>(direct_r * weight_format<W>::row_bytes(w.cols));
     for (std::int64_t o = first; o < last; o += direct_r) {
@@ -334,6 +339,33 @@ struct GemmAlongColumns {
           }
         }
       }
+    }
+  }
+
+  /// One row of x, each row of weights from end to end.
+  template <Weights W>
+  static void row_by_row(const Number* x, const WeightMatrix<W>& w, const float* bias, float* y, Store store,
+                         std::int64_t first, std::int64_t last) {
+    const std::int64_t block = block_cols(w.cols);
+    for (std::int64_t o = first; o < last; ++o) {
+      const auto* const row = reinterpret_cast<const typename weight_format<W>::element*>(w.row(o));
+      float total = start(y[o], bias, o, store);
+      for (std::int64_t from = 0; from < w.cols; from += block) {
+        const std::int64_t to = std::min(from + block, w.cols);
+        Sums sums[1] = {Unit::no_sums()};
+        std::int64_t k = from;
+        // One instruction has to read them all.
+#pragma GCC unroll 1
+        for (; k + C <= to; k += C) sums[0] = Unit::multiply_add(Unit::load(row + k), Unit::load(x + k), sums[0]);
+        if (k < to) {
+          const std::int64_t rest = to - k;
+          sums[0] = Unit::multiply_add(Unit::load_partial(row + k, rest), Unit::load_partial(x + k, rest), sums[0]);
+        }
+        float sum = 0;
+        simd::sums<A>(sums, &sum);
+        total += sum;
+      }
+      y[o] = total;
     }
   }
 

@@ -20,6 +20,7 @@
 #include <hymba/kernels/transpose.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -181,7 +182,10 @@ struct Panel {
 ///
 /// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
-template <class Unit, Weights W>
+///
+/// `RowByRow` changes how a token or two go past rows of bytes (see reads_row_by_row), not the bits. More tokens, and
+/// rows of half bytes, are bound by arithmetic too: rows are read side by side everywhere.
+template <class Unit, Weights W, bool RowByRow = reads_row_by_row>
 struct DotGemm {
   using Format = weight_format<W>;
   using Bytes = typename Unit::Bytes;
@@ -279,6 +283,10 @@ struct DotGemm {
   /// `count` tokens against rows [first, last) of the weights.
   static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
+    if constexpr (RowByRow && W == Weights::int8) {
+      if (count == 1) return row_by_row<1>(tokens, w, bias, y, store, first, last);
+      if (count == 2) return row_by_row<2>(tokens, w, bias, y, store, first, last);
+    }
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
     const std::int64_t here = std::min<std::int64_t>(rows_ahead, last - first);
     BytesToRead ahead{w.row(first) + here * row_bytes, (last - first - here) * row_bytes};
@@ -397,6 +405,40 @@ struct DotGemm {
       case 3: return of_lines(std::integral_constant<int, 3>{});
       case 2: return of_lines(std::integral_constant<int, 2>{});
       default: return of_lines(std::integral_constant<int, 1>{});
+    }
+  }
+
+  /// N tokens against rows [first, last) of the weights, each from end to end.
+  template <int N>
+  static HYMBA_NEVER_INLINE void row_by_row(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, const float* bias,
+                                            MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
+    for (std::int64_t o = first; o < last; ++o) {
+      const std::byte* const row = w.row(o);
+      float total[N] = {};
+      for (std::int64_t b = 0; b < tokens.blocks; ++b) {
+        const std::int64_t from = b * quantised_block, at = tokens.at(0, b);
+        const std::int64_t bytes = std::min(quantised_block, round_up(w.cols - from, line));
+        const std::int8_t* const x = tokens.bytes + at * quantised_block;
+        Ints sums[N];
+        unrolled<N>([&](auto n) { sums[n] = Unit::same(0); });
+        // One instruction has to read them all.
+#pragma GCC unroll 1
+        for (std::int64_t i = 0; i < bytes; i += 4 * L) {
+          const Bytes weights = Unit::shifted(Unit::load(row + from + i));
+          unrolled<N>([&](auto n) {
+            sums[n] = Unit::dot(sums[n], weights, Unit::load(x + n * quantised_block + i));
+          });
+        }
+        const float scale = Format::scale(row, w.cols, b);
+        unrolled<N>([&](auto n) {
+          const std::int32_t sum = Unit::sum(sums[n]) - (Unit::offset != 0 ? tokens.excess[at + n] : 0);
+          total[n] = std::fma(static_cast<float>(sum), scale * tokens.scales[at + n], total[n]);
+        });
+      }
+      unrolled<N>([&](auto n) {
+        const float value = total[n] + (bias != nullptr ? bias[o] : 0.0f);
+        y(n, o) = store == Store::add ? value + y(n, o) : value;
+      });
     }
   }
 

@@ -21,6 +21,7 @@
 //   floats(v)               the lanes of integers' registers as floats, bit for bit
 //   scales(p, stride, n)    L floats `stride` bytes apart, of which the first n exist; any number for the others
 //   add_scaled(t, v, s)     t + s * v, rounded once
+//   sum(v)                  of the lanes of integers
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -96,6 +97,8 @@ struct Avx512Vnni {
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return _mm512_set1_epi32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 
+  static HYMBA_ALWAYS_INLINE std::int32_t sum(Ints v) { return _mm512_reduce_add_epi32(v); }
+
   static HYMBA_ALWAYS_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static HYMBA_ALWAYS_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
   static HYMBA_ALWAYS_INLINE Floats same(float v) { return _mm512_set1_ps(v); }
@@ -139,6 +142,12 @@ struct Avx2Registers {
   static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return _mm256_castsi256_ps(v); }
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return _mm256_set1_epi32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+
+  static HYMBA_ALWAYS_INLINE std::int32_t sum(Ints v) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
 
   static HYMBA_ALWAYS_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
   static HYMBA_ALWAYS_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
@@ -225,6 +234,8 @@ struct NeonDot {
   static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return vreinterpretq_f32_s32(v); }
   static HYMBA_ALWAYS_INLINE Ints same(std::int32_t v) { return vdupq_n_s32(v); }
   static HYMBA_ALWAYS_INLINE Ints subtract(Ints a, Ints b) { return vsubq_s32(a, b); }
+
+  static HYMBA_ALWAYS_INLINE std::int32_t sum(Ints v) { return vaddvq_s32(v); }
 
   static HYMBA_ALWAYS_INLINE Floats load(const float* p) { return vld1q_f32(p); }
   static HYMBA_ALWAYS_INLINE void store(float* p, Floats v) { vst1q_f32(p, v); }
