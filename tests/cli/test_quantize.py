@@ -11,6 +11,8 @@ FORMATS = ("f32", "f16", "bf16", "int8", "int4")
 QUANTISED = ("int8", "int4")
 # Matrices that stay in int8 beside int4.
 FINE = ("model.embed_tokens.weight", "lm_head.weight", "mamba.x_proj.0.weight", "mamba.dt_proj.0.weight")
+# What the metadata calls their layouts
+LAYOUT = {"int8": "int8", "int4": "int4.2"}
 # Between them: hybrid layers, no attention, no SSM, an untied output, odd widths, shards, other types stored.
 NAMES = ("hymba_tiny", "ssm_only", "attention_only", "untied_output", "odd_sizes", "sharded", "mixed_dtypes")
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 8
@@ -102,7 +104,7 @@ def test_sizes_and_types_are_those_of_the_format(folder):
                 begin, end = entry["data_offsets"]
                 if "hymba.rows." + name in notes:
                     rows, cols = originals[name]
-                    assert matrix and notes["hymba.rows." + name] == f"{kept}:{cols}", (name, notes)
+                    assert matrix and notes["hymba.rows." + name] == f"{LAYOUT[kept]}:{cols}", (name, notes)
                     assert entry["dtype"] == "U8" and entry["shape"] == [rows, row_bytes(kept, cols)], (name, entry)
                 else:
                     assert entry["shape"] == originals[name], (name, entry)
@@ -346,12 +348,12 @@ def test_a_quantised_file_that_is_damaged(folder):
             cut(length)
         for columns in ("", "0", "-32", "32x", " 32", "32.0", "99999999999999999999", "2147483649", "9" * 300, "32\n",
                         "1000"):
-            note(f"{weights}:{columns}")
-        for text in (weights, "", ":32", "int2:32", "U8:32"):
+            note(f"{LAYOUT[weights]}:{columns}")
+        for text in (weights, "", ":32", "int2:32", "U8:32", "int4:32", LAYOUT[weights] + ".:32"):
             note(text)
         # Rows of as many columns are as long: the architecture tells
         for cols in (31, 33):
-            note(f"{weights}:{cols}", naming=(name, f"[{rows}, {cols}]", f"[{rows}, 32]"))
+            note(f"{LAYOUT[weights]}:{cols}", naming=(name, f"[{rows}, {cols}]", f"[{rows}, 32]"))
         edit(name, lambda header: header["__metadata__"].update({key + "x": header["__metadata__"].pop(key)}))
         entry(name, dtype="I8")
         entry(name, shape=[rows * row])
@@ -361,7 +363,7 @@ def test_a_quantised_file_that_is_damaged(folder):
         entry(name, shape=[row, rows])
         # A vector is never quantised, whatever the file says
         edit("model.final_layernorm.weight",
-             lambda header: header["__metadata__"].update({"hymba.rows.model.final_layernorm.weight": f"{weights}:32"}))
+             lambda header: header["__metadata__"].update({"hymba.rows.model.final_layernorm.weight": f"{LAYOUT[weights]}:32"}))
 
 
 def test_damaged_numbers_harm_nobody(folder):

@@ -284,7 +284,7 @@ TEST_CASE("quantised rows are written and read back as they are") {
       // Other readers of the format see bytes, and where to look what they mean.
       const SafetensorsFile file(folder.path / "f");
       CHECK(file.find("a")->dtype == "U8");
-      CHECK(file.metadata().at("hymba.rows.a") == std::string(dtype_name(dtype)) + ":" + std::to_string(cols));
+      CHECK(file.metadata().at("hymba.rows.a") == (dtype == DType::int8 ? "int8:" : "int4.2:") + std::to_string(cols));
       CHECK(file.metadata().size() == 2);
     }
     // One byte too many or too few, or not a matrix
@@ -304,7 +304,7 @@ TEST_CASE("quantised rows that are not what the metadata says") {
   constexpr std::int64_t of8 = 1664, of4 = 896;  // bytes of a row of 1600 columns
   static_assert(Int8Rows::row_bytes(1600) == of8 && Int4Rows::row_bytes(1600) == of4);
   CHECK(tensor_refusal(rows_header("int8:1600", 2, of8), 2 * of8).empty());
-  CHECK(tensor_refusal(rows_header("int4:1600", 2, of4), 2 * of4).empty());
+  CHECK(tensor_refusal(rows_header("int4.2:1600", 2, of4), 2 * of4).empty());
   CHECK(tensor_refusal(rows_header("int8:0001600", 2, of8), 2 * of8).empty());
 
   const auto said = [](const std::string& note) { return tensor_refusal(rows_header(note, 2, of8), 2 * of8); };
@@ -316,15 +316,18 @@ TEST_CASE("quantised rows that are not what the metadata says") {
   for (const char* note :
        {"", ":", "int8", "int8:", ":1600", "int8 1600", "int8:-1600", "int8:+1600", "int8: 1600", "int8:1600 ",
         "int8:0", "int8:-0", "int8:1600x", "int8:16e2", "int8:0x640", "int8:1600.0", "int8:1600:2", "int8::1600",
-        "int2:1600", "int88:1600", "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
+        "int2:1600", "int88:1600", "int4:1600", "int4.1:1600", "int4.2.:1600", "int8.2:1600", "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
         "int8:9223372036854775808", "int8:18446744073709551616", "int8:99999999999999999999999999", "int8:-1",
         "int8:-9223372036854775808", "int8:1600\\u0000", "int8:\\n1600"}) {
-    CHECK(contains(said(note), "expected int8 or int4 and a number of columns, as in int8:1600"));
+    CHECK(contains(said(note), "expected int8 or int4.2 and a number of columns, as in int8:1600"));
   }
+  // Four bits as they were laid out before, whose rows may be as long
+  CHECK(contains(tensor_refusal(rows_header("int4:1600", 2, of4), 2 * of4),
+                 "is said to hold \"int4:1600\", a layout of an earlier version: quantise the model again; expected"));
   CHECK(contains(said(std::string(300, '1')), "is said to hold \"1111"));
   CHECK(contains(said("int8:" + std::string(300, '1')), "..."));
   // Columns whose rows are longer or shorter
-  for (const char* note : {"int8:1", "int8:1536", "int8:1601", "int8:2147483648", "int4:1600"}) {
+  for (const char* note : {"int8:1", "int8:1536", "int8:1601", "int8:2147483648", "int4.2:1600"}) {
     CHECK(contains(said(note), "is U8 [2, 1664], but rows of "));
   }
   CHECK(contains(tensor_refusal(rows_header("int8:1600", 2, of4), 2 * of4), "are U8 with 1664 bytes each"));
@@ -356,13 +359,13 @@ TEST_CASE("metadata of quantised rows counts for the tensor it names alone") {
     CHECK(tensor_refusal(with(other), 128).find("is U8, expected F32, F16 or BF16") != std::string::npos);
   }
   // Twice is once too often, as for every key.
-  CHECK(refuses(with(R"({"hymba.rows.a":"int8:64","hymba.rows.a":"int4:128"})"), std::string(128, 'x'),
+  CHECK(refuses(with(R"({"hymba.rows.a":"int8:64","hymba.rows.a":"int4.2:128"})"), std::string(128, 'x'),
                 "the metadata key \"hymba.rows.a\" appears twice"));
   CHECK(refuses(with(R"({"hymba.rows.a":64})"), std::string(128, 'x'), "is the number 64, expected a string"));
 }
 
 TEST_CASE("a file of quantised rows with any byte of its header changed is refused or valid, never more") {
-  const std::string good = rows_header("int4:129", 2, static_cast<std::int64_t>(Int4Rows::row_bytes(129)));
+  const std::string good = rows_header("int4.2:129", 2, static_cast<std::int64_t>(Int4Rows::row_bytes(129)));
   const std::size_t size = 2 * Int4Rows::row_bytes(129);
   const std::string data(size, 'x');
   const auto read = [&](const std::string& header) {

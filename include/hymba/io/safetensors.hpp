@@ -310,6 +310,8 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std:
 namespace detail {
 
 inline std::string rows_key(std::string_view tensor) { return message("hymba.rows.", tensor); }
+/// What the metadata calls a layout of quantised rows. Its number changes with the layout: files of another are refused.
+constexpr std::string_view rows_name(DType t) { return t == DType::int4 ? "int4.2" : "int8"; }
 /// The type that the metadata of quantised rows begins with; checked by who reads its number.
 inline DType rows_dtype(std::string_view text) { return text.substr(0, 4) == "int4" ? DType::int4 : DType::int8; }
 
@@ -318,12 +320,15 @@ inline std::int64_t quantised_columns(const SafetensorsEntry& e, const std::stri
   std::int64_t cols = 0;
   const std::size_t colon = text.find(':');
   const char* const end = text.data() + text.size();
-  const bool typed =
-      colon != std::string::npos && (text.compare(0, colon, "int8") == 0 || text.compare(0, colon, "int4") == 0);
+  const std::string_view type = std::string_view(text).substr(0, colon);
+  const bool typed = colon != std::string::npos && (type == rows_name(DType::int8) || type == rows_name(DType::int4));
   const bool number = typed && std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
   if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
+    const bool former = type == "int4";
     throw TensorError(message(file, ": tensor ", quote(e.name), " is said to hold ", quote(text, 40),
-                              ", expected int8 or int4 and a number of columns, as in int8:1600"));
+                              former ? ", a layout of an earlier version: quantise the model again" : "",
+                              former ? "; " : ", ", "expected ", rows_name(DType::int8), " or ", rows_name(DType::int4),
+                              " and a number of columns, as in int8:1600"));
   }
   const std::size_t row = dtype_row_bytes(rows_dtype(text), cols);
   if (e.dtype != "U8" || e.shape.size() != 2 || static_cast<std::uint64_t>(e.shape[1]) != row) {
@@ -377,7 +382,7 @@ class SafetensorsFile {
                                  static_cast<std::size_t>(e.end - e.begin));
   }
   /// The tensor as a model takes it: F32, F16, BF16, or quantised rows, which are U8 [rows, bytes of a row] with their
-  /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600").
+  /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600" or "int4.2:1600").
   /// @throws TensorError when it is neither, or its rows are not as long as the metadata says.
   TensorRef tensor(const SafetensorsEntry& e) const { return detail::tensor_of(header_, e, bytes(e), name_); }
 
@@ -476,7 +481,7 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
   std::map<std::string, std::string> notes = metadata;
   for (const TensorToWrite& t : tensors) {
     if (is_quantised(t.dtype) && t.shape.size() == 2) {
-      notes[detail::rows_key(t.name)] = detail::message(dtype_name(t.dtype), ':', t.shape[1]);
+      notes[detail::rows_key(t.name)] = detail::message(detail::rows_name(t.dtype), ':', t.shape[1]);
       const auto row = static_cast<std::int64_t>(dtype_row_bytes(t.dtype, t.shape[1]));
       all.push_back({t.name, "U8", {t.shape[0], row}, t.bytes});
     } else {

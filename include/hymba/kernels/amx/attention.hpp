@@ -15,6 +15,7 @@
 #include <hymba/kernels/attention_engine.hpp>
 #include <hymba/kernels/attention_shape.hpp>
 #include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/transpose.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -35,8 +36,9 @@ namespace detail::amx {
 ///
 /// Scores are Q K^T and the weighted sum is P V, 32 positions (a step) at a time, steps at multiples of their size.
 /// Rows of scores are then rows of weights: narrowing two vectors of them gives the left operand of the second product
-/// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. A tile of rows
-/// has its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill
+/// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. Few rows, as in
+/// decoding, do not make up for that: keys are then the left operand as they lie, queries the right one, and the scores
+/// are transposed. The bits are the same. A tile of rows has its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill
 /// most of the first-level cache, and weights take their place: writing to a cache further out takes longer than
 /// products.
 ///
@@ -50,6 +52,7 @@ struct AttentionTiles {
   static constexpr std::int64_t score_stride = attention_span + 16;
   static constexpr std::int64_t row_bytes = score_stride * static_cast<std::int64_t>(sizeof(float));
   static constexpr int columns_at_once = 4;  ///< tiles of the weighted sum held at a time
+  static constexpr std::int64_t few_rows = 8, groups_at_once = 4;
   static constexpr float log2_e = 1.44269504f;
 
   static constexpr std::int64_t depth_steps(const AttentionShape& s) { return units_of(s.key_width, tile_depth); }
@@ -376,6 +379,135 @@ struct AttentionTiles {
     }
   }
 
+  /// Scores of the 32 positions of `keys`, rows `key_bytes` apart, and queries as tiles of the right operand; in the
+  /// tiles of `Half`, each of 16 positions.
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void position_products(const bf16* keys, std::int64_t key_bytes, const bf16* queries,
+                                                    std::int64_t depth, Ahead& next) {
+    if constexpr (Half == 0) {
+      _tile_zero(0);
+      _tile_zero(1);
+    } else {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    const bf16* const others = keys + tile_rows * key_bytes / static_cast<std::int64_t>(sizeof(bf16));
+    for (std::int64_t d = 0; d < depth; ++d, queries += tile_size) {
+      next.fetch();
+      _tile_loadd(6, queries, 64);
+      _tile_loadd(4, keys + d * tile_depth, key_bytes);
+      next.fetch();
+      _tile_loadd(5, others + d * tile_depth, key_bytes);
+      if constexpr (Half == 0) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+      } else {
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_dpbf16ps(3, 5, 6);
+      }
+    }
+  }
+  /// The tiles of `Half` to rows of scores, by way of `buffer` [32][16].
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void position_store(float* buffer, std::int64_t rows, float* to) {
+    if constexpr (Half == 0) {
+      _tile_stored(0, buffer, 64);
+      _tile_stored(1, buffer + tile_rows * tile_rows, 64);
+    } else {
+      _tile_stored(2, buffer, 64);
+      _tile_stored(3, buffer + tile_rows * tile_rows, 64);
+    }
+    written_before_tiles();
+    transpose_eight(buffer, rows, to);
+    transpose_eight(buffer + tile_rows * tile_rows, rows, to + tile_rows);
+  }
+  /// The first `rows` <= 8 columns of [16][16] as rows of scores.
+  static HYMBA_ALWAYS_INLINE void transpose_eight(const float* from, std::int64_t rows, float* to) {
+    __m512 half[2][4];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      __m512 v[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const float* const low = from + (8 * h + i) * tile_rows;
+        v[i] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(_mm256_load_ps(low))),
+                                                   _mm256_castps_pd(_mm256_load_ps(low + 4 * tile_rows)), 1));
+      }
+      const __m512 a = _mm512_unpacklo_ps(v[0], v[1]), b = _mm512_unpacklo_ps(v[2], v[3]);
+      const __m512 c = _mm512_unpackhi_ps(v[0], v[1]), d = _mm512_unpackhi_ps(v[2], v[3]);
+      half[h][0] = _mm512_shuffle_ps(a, b, 0x44);
+      half[h][1] = _mm512_shuffle_ps(a, b, 0xee);
+      half[h][2] = _mm512_shuffle_ps(c, d, 0x44);
+      half[h][3] = _mm512_shuffle_ps(c, d, 0xee);
+    }
+    // Quarters of half[h][c]: positions 8 h to 8 h + 3 of row c and of row c + 4, then the next four positions.
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      if (c < rows) _mm512_store_ps(to + c * score_stride, _mm512_shuffle_f32x4(half[0][c], half[1][c], 0x88));
+      if (c + 4 < rows) _mm512_store_ps(to + (c + 4) * score_stride, _mm512_shuffle_f32x4(half[0][c], half[1][c], 0xdd));
+    }
+  }
+
+  /// 32 bytes as bf16.
+  static HYMBA_ALWAYS_INLINE void store_widened(const std::int8_t* from, bf16* to) {
+    const __m512i low = load_integers<false>(from, tile_rows), high = load_integers<false>(from + tile_rows, tile_rows);
+    _mm512_store_si512(to, narrow(_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high)));
+  }
+
+  /// Scores of a task of at most few_rows rows and all positions, keys whose rows are whole steps of depth.
+  template <class E>
+  static void scores_of_few(const AttentionTask<E>& t, std::int64_t start, const Steps& own, const Walk<E>& walk,
+                            const Workspace& w) {
+    const std::int64_t depth = depth_steps(t.shape), width = t.shape.key_width;
+    bf16* const widened = w.keys;  // [step][width], where keys are bytes
+    bf16* const queries = w.keys + 2 * depth * tile_size;
+    auto* const buffer = reinterpret_cast<float*>(w.values);
+    for (std::int64_t d = 0; d < depth; ++d) {
+      __m512i square[tile_rows];
+      for (std::int64_t r = 0; r < tile_rows; ++r) {
+        square[r] = _mm512_load_si512(w.queries + d * tile_size + r * tile_depth);
+      }
+      transpose(square);
+      for (std::int64_t r = 0; r < tile_rows; ++r) {
+        _mm512_store_si512(queries + d * tile_size + r * tile_depth, square[r]);
+      }
+    }
+    float* before = nullptr;
+    bool half = false;
+    own.each([&](std::int64_t s) {
+      const std::int64_t first = start + s * step;
+      Ahead next = walk.with_keys(first);
+      const E* const rows = rows_at(
+          t, first, width, [&](const KeyValueSegment<E>& g, std::int64_t p) { return t.keys(g, p); },
+          w.template rows<E>());
+      const bf16* keys = nullptr;
+      if constexpr (scaled_rows<E>) {
+        for (std::int64_t i = 0; i < step * width; i += tile_depth) store_widened(rows + i, widened + i);
+        keys = widened;
+      } else {
+        keys = rows;
+      }
+      written_before_tiles();
+      const auto key_bytes = width * static_cast<std::int64_t>(sizeof(bf16));
+      // Behind the next step's products, as in scores.
+      if (half) {
+        position_products<1>(keys, key_bytes, queries, depth, next);
+        position_store<0>(buffer, t.rows(), before);
+      } else {
+        position_products<0>(keys, key_bytes, queries, depth, next);
+        if (before != nullptr) position_store<1>(buffer, t.rows(), before);
+      }
+      before = w.scores + s * step;
+      half = !half;
+    });
+    if (before == nullptr) return;
+    if (half) {
+      position_store<0>(buffer, t.rows(), before);
+    } else {
+      position_store<1>(buffer, t.rows(), before);
+    }
+  }
+
   /// Weighted sums of a tile of rows and C tiles of value columns over some steps. `values(s)` gives the first tile of
   /// step s; the others follow `next` apart.
   template <int C, class Values>
@@ -426,6 +558,184 @@ struct AttentionTiles {
     while (c + columns_at_once <= tiles) some(std::integral_constant<int, columns_at_once>{});
     if (c + 2 <= tiles) some(std::integral_constant<int, 2>{});
     if (c < tiles) some(std::integral_constant<int, 1>{});
+  }
+
+  /// Products of a step with N groups of 32 value columns, from zero, into sums [N][16][16]. `left` has the weights of
+  /// even positions and, a tile behind, of odd ones.
+  template <int N>
+  static HYMBA_ALWAYS_INLINE void value_products(const bf16* left, const bf16* values, std::int64_t row, float* sums,
+                                                 Ahead& next) {
+    const auto bytes = 2 * row * static_cast<std::int64_t>(sizeof(bf16));  // from one even position to the next
+    const auto fetch = [&] {
+      for (int i = 0; i < tile_rows / (2 * N); ++i) next.fetch();
+    };
+    _tile_loadd(4, left, 64);
+    _tile_loadd(5, left + tile_size, 64);
+    _tile_zero(0);
+    fetch();
+    _tile_loadd(6, values, bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (N >= 2) {
+      _tile_zero(1);
+      fetch();
+      _tile_loadd(7, values + tile_depth, bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (N >= 3) {
+      _tile_zero(2);
+      fetch();
+      _tile_loadd(6, values + 2 * tile_depth, bytes);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if constexpr (N >= 4) {
+      _tile_zero(3);
+      fetch();
+      _tile_loadd(7, values + 3 * tile_depth, bytes);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+    const bf16* const odd = values + row;
+    fetch();
+    _tile_loadd(6, odd, bytes);
+    _tile_dpbf16ps(0, 5, 6);
+    if constexpr (N >= 2) {
+      fetch();
+      _tile_loadd(7, odd + tile_depth, bytes);
+      _tile_dpbf16ps(1, 5, 7);
+    }
+    if constexpr (N >= 3) {
+      fetch();
+      _tile_loadd(6, odd + 2 * tile_depth, bytes);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if constexpr (N >= 4) {
+      fetch();
+      _tile_loadd(7, odd + 3 * tile_depth, bytes);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    constexpr std::int64_t tile = tile_rows * tile_rows;
+    _tile_stored(0, sums, 64);
+    if constexpr (N >= 2) _tile_stored(1, sums + tile, 64);
+    if constexpr (N >= 3) _tile_stored(2, sums + 2 * tile, 64);
+    if constexpr (N >= 4) _tile_stored(3, sums + 3 * tile, 64);
+  }
+
+  /// A row of weights of a step as rows of the left operand: pairs (weight, 0) and, few_rows below, (0, weight), of even
+  /// positions and, a tile behind, of odd ones.
+  static HYMBA_ALWAYS_INLINE void split_weights(const bf16* weights, bf16* left) {
+    const __m512i pairs = _mm512_load_si512(weights);
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    _mm512_store_si512(left, _mm512_andnot_si512(high, pairs));
+    _mm512_store_si512(left + few_rows * tile_depth, _mm512_slli_epi32(pairs, 16));
+    _mm512_store_si512(left + tile_size, _mm512_srli_epi32(pairs, 16));
+    _mm512_store_si512(left + tile_size + few_rows * tile_depth, _mm512_and_si512(pairs, high));
+  }
+
+  /// The weighted sums of a task of at most few_rows rows, whose rows of values are whole groups of 32 columns, values
+  /// as they lie: a row of them, in pairs of neighbouring columns, is a row of the right operand. Each row of weights
+  /// is two of the left one (split_weights), whose sums are of even and of odd columns. A step's even positions are
+  /// summed, then its odd ones, from zero, and the sum is added in vectors: so are those of packed pairs.
+  template <class E>
+  static void weighted_sums_of_few(const AttentionTask<E>& t, const bf16* weights, std::int64_t start,
+                                   const Steps& own, const Walk<E>& walk, const Workspace& w, float* to) {
+    constexpr std::int64_t tile = tile_rows * tile_rows, columns = groups_at_once * tile_depth;
+    const std::int64_t width = t.shape.value_width, rows = t.rows();
+    auto* const sums = reinterpret_cast<float*>(w.values);  // [2][groups_at_once][16][16]: of a step, of the one before
+    float* const total = sums + 2 * groups_at_once * tile;
+    auto* const left = reinterpret_cast<bf16*>(total + groups_at_once * tile);  // [2][2] tiles
+    bf16* const copied = w.keys;                                                // [2][step][columns]
+    struct Operands {
+      const bf16 *left, *values;
+      std::int64_t row;
+    };
+    const auto some = [&](auto groups, std::int64_t first_column) {
+      constexpr int N = groups();
+      const auto each_row = [&](auto&& f) {
+        for (std::int64_t g = 0; g < N; ++g) {
+          for (std::int64_t r = 0; r < rows; ++r) {
+            f(g * tile + r * tile_rows);
+            f(g * tile + (r + few_rows) * tile_rows);
+          }
+        }
+      };
+      each_row([&](std::int64_t i) { _mm512_store_ps(total + i, _mm512_setzero_ps()); });
+      const auto add = [&](const float* from) {
+        each_row([&](std::int64_t i) {
+          _mm512_store_ps(total + i, _mm512_add_ps(_mm512_load_ps(total + i), _mm512_load_ps(from + i)));
+        });
+      };
+      // Operands are multiplied a step after they were written, and sums added a step after that: neither waits.
+      Operands before{};
+      std::int64_t done = 0;
+      const auto multiply = [&](Ahead& next) {
+        float* const here = sums + (done - 1) % 2 * groups_at_once * tile;
+        written_before_tiles();
+        value_products<N>(before.left, before.values, before.row, here, next);
+        written_before_tiles();
+        if (done > 1) add(sums + done % 2 * groups_at_once * tile);
+      };
+      own.each([&](std::int64_t s) {
+        const std::int64_t first = start + s * step, slot = done % 2;
+        Ahead next = walk.with_values(first, Columns{first_column / tile_rows, 2 * N});
+        const E* const gathered = w.template rows<E>();
+        const E* from = rows_at(
+            t, first, width, [&](const KeyValueSegment<E>& g, std::int64_t p) { return t.values(g, p); },
+            w.template rows<E>());
+        const bool lying = from != gathered;
+        from += first_column;
+        Operands now{left + slot * 2 * tile_size, nullptr, N * tile_depth};
+        if constexpr (scaled_rows<E>) {
+          bf16* const here = copied + slot * step * columns;
+          for (std::int64_t p = 0; p < step; ++p) {
+            for (std::int64_t c = 0; c < now.row; c += tile_depth) {
+              store_widened(from + p * width + c, here + p * now.row + c);
+            }
+          }
+          now.values = here;
+        } else if (lying) {
+          now.values = from;
+          now.row = width;
+        } else {
+          bf16* const here = copied + slot * step * columns;
+          for (std::int64_t p = 0; p < step; ++p) std::copy_n(from + p * width, now.row, here + p * now.row);
+          now.values = here;
+        }
+        for (std::int64_t r = 0; r < rows; ++r) {
+          split_weights(weights + s * step + r * 2 * score_stride,
+                        left + slot * 2 * tile_size + r * tile_depth);
+        }
+        if (done > 0) {
+          multiply(next);
+        } else {
+          for (std::int64_t i = 0; i < tile_rows; ++i) next.fetch();
+        }
+        before = now;
+        ++done;
+      });
+      if (done > 0) {
+        Ahead none;
+        multiply(none);
+        add(sums + (done - 1) % 2 * groups_at_once * tile);
+      }
+      const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t g = 0; g < N; ++g) {
+          const __m512 even = _mm512_load_ps(total + g * tile + r * tile_rows);
+          const __m512 odd = _mm512_load_ps(total + g * tile + (r + few_rows) * tile_rows);
+          float* const out = to + r * width + first_column + g * tile_depth;
+          _mm512_storeu_ps(out, _mm512_permutex2var_ps(even, low, odd));
+          _mm512_storeu_ps(out + tile_rows, _mm512_permutex2var_ps(even, high, odd));
+        }
+      }
+    };
+    for (std::int64_t c = 0; c < width; c += columns) {
+      switch (std::min<std::int64_t>(groups_at_once, (width - c) / tile_depth)) {
+        case 1: some(std::integral_constant<int, 1>{}, c); break;
+        case 2: some(std::integral_constant<int, 2>{}, c); break;
+        case 3: some(std::integral_constant<int, 3>{}, c); break;
+        default: some(std::integral_constant<int, 4>{}, c); break;
+      }
+    }
   }
 
   // --- Softmax -------------------------------------------------------------------------------------------------------
@@ -523,13 +833,18 @@ struct AttentionTiles {
     gather_scales(t, start, all, w);
     if (rows <= tile_rows) {
       // Every packed tile is used once, from a small buffer: second-level caches are slow to write.
-      const Walk<E> walk(t, visible, start, all, columns_at_once);
-      const bf16* const weights = weigh(t, w, visible, start, 0, rows, all, to, [&](std::int64_t s) {
-        written_before_tiles();
-        pack_keys(t, start + s * step, walk.with_keys(start + s * step), w, w.keys);
-        written_before_tiles();
-        return w.keys;
+      const bool few = rows <= few_rows && t.shape.key_width % tile_depth == 0 && t.shape.value_width % tile_depth == 0;
+      const Walk<E> walk(t, visible, start, all, few ? 2 * groups_at_once : columns_at_once);
+      const bf16* const weights = weigh(t, w, visible, start, 0, rows, all, to, [&] {
+        if (few) return scores_of_few(t, start, all, walk, w);
+        scores(w.queries, all, depth, w.scores, [&](std::int64_t s) {
+          written_before_tiles();
+          pack_keys(t, start + s * step, walk.with_keys(start + s * step), w, w.keys);
+          written_before_tiles();
+          return w.keys;
+        });
       });
+      if (few) return weighted_sums_of_few(t, weights, start, all, walk, w, to.values);
       weighted_sums(weights, tiles, all, to.values, tile_size, [&](std::int64_t s, const Columns& c) {
         written_before_tiles();
         pack_values(t, start + s * step, c, walk.with_values(start + s * step, c), w, w.values, tile_size);
@@ -553,21 +868,24 @@ struct AttentionTiles {
       const std::int64_t here = std::min(panel, rows - p), r = attention_group(t.shape);
       const AttentionVisible seen(t.shape, visible.first + p / r, visible.first + (p + here - 1) / r);
       const Steps own(seen, start);
-      const bf16* const weights = weigh(t, w, visible, start, p, here, own, to, keys);
+      const bf16* const weights = weigh(t, w, visible, start, p, here, own, to, [&] {
+        scores(w.queries + p * depth * tile_depth, own, depth, w.scores, keys);
+      });
       weighted_sums(weights, tiles, own, to.values + p * tiles * tile_rows, steps * tile_size, values);
     }
   }
 
-  /// Weights of rows [first, first + count), a tile of them, with their largest scores and sums. Rows behind the last
-  /// are not weights but whatever is there: their sums are nobody's.
-  template <class E, class Keys>
+  /// Weights of rows [first, first + count), a tile of them, with their largest scores and sums, once `score` has put
+  /// their scores into the workspace. Rows behind the last are not weights but whatever is there: their sums are
+  /// nobody's.
+  template <class E, class Score>
   static const bf16* weigh(const AttentionTask<E>& t, const Workspace& w, const AttentionVisible& visible,
                            std::int64_t start, std::int64_t first, std::int64_t count, const Steps& own,
-                           const AttentionPartial& to, Keys&& keys) {
-    const std::int64_t depth = depth_steps(t.shape), r = attention_group(t.shape);
+                           const AttentionPartial& to, Score&& score) {
+    const std::int64_t r = attention_group(t.shape);
     const float scale = std::fabs(t.shape.scale) * log2_e;
     written_before_tiles();
-    scores(w.queries + first * depth * tile_depth, own, depth, w.scores, keys);
+    score();
     written_before_tiles();
     for (std::int64_t i = 0; i < count; ++i) {
       float* const row = w.scores + i * score_stride;
