@@ -37,10 +37,12 @@ namespace detail::amx {
 /// Scores are Q K^T and the weighted sum is P V, 32 positions (a step) at a time, steps at multiples of their size.
 /// Rows of scores are then rows of weights: narrowing two vectors of them gives the left operand of the second product
 /// as it is. Keys need one transposition and values one interleaving, shared by all rows of the task. Few rows, as in
-/// decoding, do not make up for that: keys are then the left operand as they lie, queries the right one, and the scores
-/// are transposed. The bits are the same. A tile of rows has its scores of the whole span before the first exponential, so sums are never rescaled within a span; they fill
-/// most of the first-level cache, and weights take their place: writing to a cache further out takes longer than
-/// products.
+/// decoding, do not make up for that: for them keys and values are operands as they lie, and what comes out is turned
+/// (scores_of_few, weighted_sums_of_few); the bits are the same.
+///
+/// A tile of rows has its scores of the whole span before the first exponential, so sums are never rescaled within a
+/// span; they fill most of the first-level cache, and weights take their place: writing to a cache further out takes
+/// longer than products.
 ///
 /// A step of which a row sees nothing adds zeros to its sums, or is left out: the bits are the same.
 struct AttentionTiles {
@@ -443,8 +445,10 @@ struct AttentionTiles {
     // Quarters of half[h][c]: positions 8 h to 8 h + 3 of row c and of row c + 4, then the next four positions.
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      if (c < rows) _mm512_store_ps(to + c * score_stride, _mm512_shuffle_f32x4(half[0][c], half[1][c], 0x88));
-      if (c + 4 < rows) _mm512_store_ps(to + (c + 4) * score_stride, _mm512_shuffle_f32x4(half[0][c], half[1][c], 0xdd));
+      const __m512 low = _mm512_shuffle_f32x4(half[0][c], half[1][c], 0x88);
+      const __m512 high = _mm512_shuffle_f32x4(half[0][c], half[1][c], 0xdd);
+      if (c < rows) _mm512_store_ps(to + c * score_stride, low);
+      if (c + 4 < rows) _mm512_store_ps(to + (c + 4) * score_stride, high);
     }
   }
 
@@ -619,8 +623,8 @@ struct AttentionTiles {
     if constexpr (N >= 4) _tile_stored(3, sums + 3 * tile, 64);
   }
 
-  /// A row of weights of a step as rows of the left operand: pairs (weight, 0) and, few_rows below, (0, weight), of even
-  /// positions and, a tile behind, of odd ones.
+  /// A row of weights of a step as rows of the left operand: pairs (weight, 0) and, few_rows below, (0, weight), of
+  /// even positions and, a tile behind, of odd ones.
   static HYMBA_ALWAYS_INLINE void split_weights(const bf16* weights, bf16* left) {
     const __m512i pairs = _mm512_load_si512(weights);
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -633,7 +637,8 @@ struct AttentionTiles {
   /// The weighted sums of a task of at most few_rows rows, whose rows of values are whole groups of 32 columns, values
   /// as they lie: a row of them, in pairs of neighbouring columns, is a row of the right operand. Each row of weights
   /// is two of the left one (split_weights), whose sums are of even and of odd columns. A step's even positions are
-  /// summed, then its odd ones, from zero, and the sum is added in vectors: so are those of packed pairs.
+  /// summed, then its odd ones, from zero, and the sum is added in vectors: so are those of packed pairs. (A value that
+  /// is not finite makes the sum of its neighbour's column NaN, too.)
   template <class E>
   static void weighted_sums_of_few(const AttentionTask<E>& t, const bf16* weights, std::int64_t start,
                                    const Steps& own, const Walk<E>& walk, const Workspace& w, float* to) {
