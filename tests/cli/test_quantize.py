@@ -362,8 +362,8 @@ def test_a_quantised_file_that_is_damaged(folder):
         entry(name, shape=[rows // 2, row * 2])
         entry(name, shape=[row, rows])
         # A vector is never quantised, whatever the file says
-        edit("model.final_layernorm.weight",
-             lambda header: header["__metadata__"].update({"hymba.rows.model.final_layernorm.weight": f"{LAYOUT[weights]}:32"}))
+        vector = "model.final_layernorm.weight"
+        edit(vector, lambda header: header["__metadata__"].update({"hymba.rows." + vector: f"{LAYOUT[weights]}:32"}))
 
 
 def test_damaged_numbers_harm_nobody(folder):

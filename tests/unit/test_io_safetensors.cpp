@@ -316,7 +316,8 @@ TEST_CASE("quantised rows that are not what the metadata says") {
   for (const char* note :
        {"", ":", "int8", "int8:", ":1600", "int8 1600", "int8:-1600", "int8:+1600", "int8: 1600", "int8:1600 ",
         "int8:0", "int8:-0", "int8:1600x", "int8:16e2", "int8:0x640", "int8:1600.0", "int8:1600:2", "int8::1600",
-        "int2:1600", "int88:1600", "int4:1600", "int4.1:1600", "int4.2.:1600", "int8.2:1600", "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
+        "int2:1600", "int88:1600", "int4:1600", "int4.1:1600", "int4.2.:1600", "int8.2:1600",
+        "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
         "int8:9223372036854775808", "int8:18446744073709551616", "int8:99999999999999999999999999", "int8:-1",
         "int8:-9223372036854775808", "int8:1600\\u0000", "int8:\\n1600"}) {
     CHECK(contains(said(note), "expected int8 or int4.2 and a number of columns, as in int8:1600"));

@@ -324,10 +324,9 @@ inline std::int64_t quantised_columns(const SafetensorsEntry& e, const std::stri
   const bool typed = colon != std::string::npos && (type == rows_name(DType::int8) || type == rows_name(DType::int4));
   const bool number = typed && std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
   if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
-    const bool former = type == "int4";
+    const char* const former = type == "int4" ? ", a layout of an earlier version: quantise the model again; " : ", ";
     throw TensorError(message(file, ": tensor ", quote(e.name), " is said to hold ", quote(text, 40),
-                              former ? ", a layout of an earlier version: quantise the model again" : "",
-                              former ? "; " : ", ", "expected ", rows_name(DType::int8), " or ", rows_name(DType::int4),
+                              former, "expected ", rows_name(DType::int8), " or ", rows_name(DType::int4),
                               " and a number of columns, as in int8:1600"));
   }
   const std::size_t row = dtype_row_bytes(rows_dtype(text), cols);

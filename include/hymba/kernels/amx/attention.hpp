@@ -320,10 +320,9 @@ struct AttentionTiles {
 
   // --- Products ------------------------------------------------------------------------------------------------------
 
-  /// Scores of a tile of rows and the positions of a step, in tiles 0 and 1, or 2 and 3 for the other `Half`. (GCC
-  /// wants the tiles as literals.)
+  /// Tiles 0 and 1, or 2 and 3 for the other `Half`: zeros; stored. (GCC wants the tiles as literals.)
   template <int Half>
-  static HYMBA_ALWAYS_INLINE void score_products(const bf16* queries, const bf16* keys, std::int64_t depth) {
+  static HYMBA_ALWAYS_INLINE void zero_half() {
     if constexpr (Half == 0) {
       _tile_zero(0);
       _tile_zero(1);
@@ -331,6 +330,22 @@ struct AttentionTiles {
       _tile_zero(2);
       _tile_zero(3);
     }
+  }
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void store_half(float* first, float* second, std::int64_t stride) {
+    if constexpr (Half == 0) {
+      _tile_stored(0, first, stride);
+      _tile_stored(1, second, stride);
+    } else {
+      _tile_stored(2, first, stride);
+      _tile_stored(3, second, stride);
+    }
+  }
+
+  /// Scores of a tile of rows and the positions of a step, in the tiles of `Half`.
+  template <int Half>
+  static HYMBA_ALWAYS_INLINE void score_products(const bf16* queries, const bf16* keys, std::int64_t depth) {
+    zero_half<Half>();
     for (std::int64_t d = 0; d < depth; ++d, queries += tile_size, keys += 2 * tile_size) {
       _tile_stream_loadd(6, keys, 64);
       _tile_stream_loadd(7, keys + tile_size, 64);
@@ -347,13 +362,7 @@ struct AttentionTiles {
   }
   template <int Half>
   static HYMBA_ALWAYS_INLINE void score_store(float* to) {
-    if constexpr (Half == 0) {
-      _tile_stored(0, to, row_bytes);
-      _tile_stored(1, to + tile_rows, row_bytes);
-    } else {
-      _tile_stored(2, to, row_bytes);
-      _tile_stored(3, to + tile_rows, row_bytes);
-    }
+    store_half<Half>(to, to + tile_rows, row_bytes);
   }
   /// Scores of a tile of rows and all positions. `keys(s)` gives the tiles of step s. Tiles are stored behind the next
   /// step's products: stores that wait would keep these from being scheduled.
@@ -386,13 +395,7 @@ struct AttentionTiles {
   template <int Half>
   static HYMBA_ALWAYS_INLINE void position_products(const bf16* keys, std::int64_t key_bytes, const bf16* queries,
                                                     std::int64_t depth, Ahead& next) {
-    if constexpr (Half == 0) {
-      _tile_zero(0);
-      _tile_zero(1);
-    } else {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
+    zero_half<Half>();
     const bf16* const others = keys + tile_rows * key_bytes / static_cast<std::int64_t>(sizeof(bf16));
     for (std::int64_t d = 0; d < depth; ++d, queries += tile_size) {
       next.fetch();
@@ -412,13 +415,7 @@ struct AttentionTiles {
   /// The tiles of `Half` to rows of scores, by way of `buffer` [32][16].
   template <int Half>
   static HYMBA_ALWAYS_INLINE void position_store(float* buffer, std::int64_t rows, float* to) {
-    if constexpr (Half == 0) {
-      _tile_stored(0, buffer, 64);
-      _tile_stored(1, buffer + tile_rows * tile_rows, 64);
-    } else {
-      _tile_stored(2, buffer, 64);
-      _tile_stored(3, buffer + tile_rows * tile_rows, 64);
-    }
+    store_half<Half>(buffer, buffer + tile_rows * tile_rows, 64);
     written_before_tiles();
     transpose_eight(buffer, rows, to);
     transpose_eight(buffer + tile_rows * tile_rows, rows, to + tile_rows);
