@@ -164,7 +164,7 @@ void ours(benchmark::State& state, const Shape& shape, std::int64_t rows) {
   DefaultExecutor exec(hymba_bench::threads());
   const std::size_t per_thread = Kernel::scratch_bytes(rows, shape.in, shape.out);
   AlignedBuffer scratch(per_thread * static_cast<std::size_t>(exec.threads()));
-  AlignedBuffer shared(gemm_shared_bytes<Arch>(rows, shape.in, shape.out));
+  AlignedBuffer shared(gemm_shared_bytes<Arch>(rows, shape.in, shape.out, false));
   const AlignedBuffer x = activations(rows * shape.in);
   std::vector<float> y(static_cast<std::size_t>(rows * shape.out));
   std::size_t copy = 0;

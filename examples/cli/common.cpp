@@ -183,7 +183,8 @@ hymba::Weights stored_format(const AnyArchitecture& a, const hymba::TensorTable&
   for (const auto w : {hymba::Weights::bf16, hymba::Weights::f16, hymba::Weights::int8, hymba::Weights::int4}) {
     if (std::all_of(specs.begin(), specs.end(), [&](const auto& t) {
           return t.second.role == hymba::TensorRole::vector ||
-                 table.find(t.first)->dtype == hymba::detail::stored_as(hymba::detail::stored_format(t.second.role, w));
+                 hymba::detail::serves_as(table.find(t.first)->dtype, t.second.role,
+                                          hymba::detail::stored_format(t.second.role, w));
         })) {
       return w;
     }
@@ -192,14 +193,14 @@ hymba::Weights stored_format(const AnyArchitecture& a, const hymba::TensorTable&
 }
 
 /// The type that random weights are made in for a format.
-hymba::DType stored_type(hymba::Weights weights) { return *hymba::detail::stored_as(weights); }
+hymba::DType stored_type(hymba::Weights weights) { return hymba::detail::stored_as(hymba::TensorRole::matrix, weights); }
 
 /// Bytes of matrices that are not stored in the format asked for and will be converted into memory.
 std::size_t converted_bytes(const AnyArchitecture& a, const hymba::TensorTable& table, hymba::Weights weights) {
   std::size_t bytes = 0;
   for (const auto& [name, t] : tensor_specs(a)) {
     const hymba::Weights kept = hymba::detail::stored_format(t.role, weights);
-    if (t.role != hymba::TensorRole::vector && table.find(name)->dtype != hymba::detail::stored_as(kept)) {
+    if (t.role != hymba::TensorRole::vector && !hymba::detail::serves_as(table.find(name)->dtype, t.role, kept)) {
       bytes += hymba::detail::stored_bytes(t, kept);
     }
   }

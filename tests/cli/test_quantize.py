@@ -104,7 +104,9 @@ def test_sizes_and_types_are_those_of_the_format(folder):
                 begin, end = entry["data_offsets"]
                 if "hymba.rows." + name in notes:
                     rows, cols = originals[name]
-                    assert matrix and notes["hymba.rows." + name] == f"{LAYOUT[kept]}:{cols}", (name, notes)
+                    rotated = kept == "int8" and not name.endswith(FINE)
+                    layout = LAYOUT[kept] + (".rotated" if rotated else "")
+                    assert matrix and notes["hymba.rows." + name] == f"{layout}:{cols}", (name, notes)
                     assert entry["dtype"] == "U8" and entry["shape"] == [rows, row_bytes(kept, cols)], (name, entry)
                 else:
                     assert entry["shape"] == originals[name], (name, entry)
@@ -112,7 +114,9 @@ def test_sizes_and_types_are_those_of_the_format(folder):
                         assert weights not in QUANTISED and entry["dtype"] == weights.upper(), (name, entry)
                     else:
                         kept = entry["dtype"]
-                types.setdefault(kept if kept in QUANTISED else entry["dtype"], []).append(name)
+                    rotated = False
+                told = kept if kept in QUANTISED else entry["dtype"]
+                types.setdefault("rotated " + told if rotated else told, []).append(name)
                 numbers += end - begin
             assert numbers == len(data) and size < numbers + 40000
             # inspect names the formats, and counts as the file does

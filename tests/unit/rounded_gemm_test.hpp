@@ -77,6 +77,7 @@ struct Problem {
   Matrix<float> x, y0;
   std::vector<float> bias;
   std::vector<std::byte> w;
+  bool rotated = false;
 
   Problem(std::int64_t t, std::int64_t i, std::int64_t o, std::uint32_t seed, Numbers numbers = Numbers::normal)
       : rows(t), in(i), out(o), x(t, i, seed % 3), y0(t, o, seed % 5) {
@@ -96,11 +97,12 @@ struct Problem {
       Format::encode_row(row.data(), i, w.data() + at(r) * Format::row_bytes(i));
     }
   }
-  WeightMatrix<W> weights() const { return {w.data(), out, in}; }
+  WeightMatrix<W> weights() const { return {w.data(), out, in, rotated}; }
 
   /// Rows [first, first + count), in exactly the scratch that the kernel asks for, full of NaN.
   Matrix<float> run(int threads, bool with_bias, Store store, std::int64_t first, std::int64_t count) const {
-    const std::size_t per_thread = Kernel::scratch_bytes(count, in, out), all = gemm_shared_bytes<Arch>(count, in, out);
+    const std::size_t per_thread = Kernel::scratch_bytes(count, in, out);
+    const std::size_t all = gemm_shared_bytes<Arch>(count, in, out, rotated);
     REQUIRE(per_thread % 64 == 0);
     AlignedBuffer memory(per_thread * static_cast<std::size_t>(threads)), shared(all);
     if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());
@@ -259,6 +261,22 @@ void extremes() {
       p.check(p.run(1, true, Store::add), true, Store::add);
       for (std::int64_t t = 0; t < rows; ++t) std::fill_n(&p.x(t, 0), p.in, -0.0f);
       p.check(p.run(1, false, Store::assign), false, Store::assign, true);
+    }
+  }
+}
+
+/// Rotated weights give the bits of the same rows with rotated activations.
+template <class Arch, Weights W>
+void rotated_weights() {
+  for (const std::int64_t rows : {1, 2, 4, 6, 33}) {
+    for (const std::int64_t in : {1, 16, 100, 255, 256, 320, 1600}) {
+      Problem<Arch, W> p(rows, in, 37, static_cast<std::uint32_t>(in));
+      p.rotated = true;
+      const Matrix<float> got = p.run(2, true, Store::add);
+      p.rotated = false;
+      if (in > 1) CHECK(!(got == p.run(2, true, Store::add)));
+      for (std::int64_t t = 0; t < rows; ++t) reference::rotate(&p.x(t, 0), in);
+      CHECK(got == p.run(2, true, Store::add));
     }
   }
 }

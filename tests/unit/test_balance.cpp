@@ -173,11 +173,25 @@ TEST_CASE("balance: int8 tensors are rounded as they are scaled, with moments fo
         if (expected != numbers_of(*table.find(name))) ++changed;
         continue;
       }
-      REQUIRE(kept.dtype == DType::int8);
+      REQUIRE(layout_of(kept.dtype) == DType::int8);
       using Format = weight_format<Weights::int8>;
       const std::int64_t cols = cols_of(t);
       for (std::int64_t r = 0; r < rows_of(t); ++r) {
         const std::byte* const row = kept.bytes.data() + at(r) * Format::row_bytes(cols);
+        if (is_rotated(kept.dtype)) {
+          // Columns then do make up for each other's errors: all are nearly right.
+          std::vector<float> turned(expected.begin() + r * cols, expected.begin() + (r + 1) * cols);
+          reference::rotate(turned.data(), cols);
+          double error = 0, square = 0;
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const auto want = static_cast<double>(turned[at(c)]);
+            const double off = Format::number<double>(row, cols, c) - want;
+            error += off * off;
+            square += want * want;
+          }
+          CHECK(std::sqrt(error) <= 0.05 * std::sqrt(square));
+          continue;
+        }
         for (std::int64_t c = 0; c < cols; ++c) {
           // With these moments nothing is made up for by other columns: within half a step, and the float's own rounding.
           const float step = Format::scale(row, cols, c / quantised_block);

@@ -47,18 +47,31 @@ template <Weights W>
 struct Rounded {
   std::int64_t cols;
   std::vector<std::byte> bytes;
+  bool rotated = false;
+  /// What stands for a weight.
   double number(std::int64_t r, std::int64_t c) const {
+    if (rotated) {
+      std::vector<double> row(at(cols));
+      for (std::int64_t i = 0; i < cols; ++i) {
+        row[at(i)] = weight_format<W>::template number<double>(bytes.data() + at(r) * weight_format<W>::row_bytes(cols),
+                                                               cols, i);
+      }
+      reference::rotate(row.data(), cols);
+      return row[at(c)];
+    }
     return weight_format<W>::template number<double>(bytes.data() + at(r) * weight_format<W>::row_bytes(cols), cols, c);
   }
   /// e^T (H + damping) e of a row, up to the factor's own arithmetic.
   double loss(const Matrix<float>& w, std::int64_t r, const Matrix<float>& moments) const {
     double trace = 0, sum = 0;
+    std::vector<double> errors(at(cols));
+    for (std::int64_t i = 0; i < cols; ++i) errors[at(i)] = static_cast<double>(w(r, i)) - number(r, i);
     for (std::int64_t i = 0; i < cols; ++i) trace += static_cast<double>(moments(i, i));
     for (std::int64_t i = 0; i < cols; ++i) {
-      const double e = static_cast<double>(w(r, i)) - number(r, i);
+      const double e = errors[at(i)];
       sum += 0.01 * trace / static_cast<double>(cols) * e * e;
       for (std::int64_t j = 0; j <= i; ++j) {
-        const double f = static_cast<double>(w(r, j)) - number(r, j);
+        const double f = errors[at(j)];
         sum += (i == j ? 1.0 : 2.0) * static_cast<double>(moments(i, j)) * e * f;
       }
     }
@@ -67,18 +80,23 @@ struct Rounded {
 };
 
 template <Weights W>
-Rounded<W> plainly(const Matrix<float>& w) {
+Rounded<W> plainly(const Matrix<float>& w, bool rotated = false) {
   using Format = weight_format<W>;
   Rounded<W> out{w.cols(), std::vector<std::byte>(at(w.rows()) * Format::row_bytes(w.cols()))};
+  out.rotated = rotated;
+  std::vector<float> row(at(w.cols()));
   for (std::int64_t r = 0; r < w.rows(); ++r) {
-    Format::encode_row(&w(r, 0), w.cols(), out.bytes.data() + at(r) * Format::row_bytes(w.cols()));
+    std::copy_n(&w(r, 0), w.cols(), row.data());
+    if (rotated) reference::rotate(row.data(), w.cols());
+    Format::encode_row(row.data(), w.cols(), out.bytes.data() + at(r) * Format::row_bytes(w.cols()));
   }
   return out;
 }
 template <Weights W>
-Rounded<W> with_feedback(const Matrix<float>& w, const Matrix<float>& moments, int threads) {
+Rounded<W> with_feedback(const Matrix<float>& w, const Matrix<float>& moments, int threads, bool rotated = false) {
   Rounded<W> out{w.cols(), std::vector<std::byte>(at(w.rows()) * weight_format<W>::row_bytes(w.cols()))};
-  const auto factor = detail::FeedbackFactor::of(moments.view());
+  const auto factor = detail::FeedbackFactor::of(moments.view(), rotated);
+  out.rotated = rotated;
   REQUIRE(factor);
   DefaultExecutor exec(threads);
   const TensorSpec spec = [&] {
@@ -90,23 +108,23 @@ Rounded<W> with_feedback(const Matrix<float>& w, const Matrix<float>& moments, i
   }();
   const TensorRef from{
       DType::f32, {w.rows(), w.cols()}, {reinterpret_cast<const std::byte*>(w.data()), at(w.rows() * w.cols()) * 4}};
-  detail::store_with_feedback<W>(exec, detail::StoredShape(spec), from, *factor, out.bytes.data());
+  detail::store_with_feedback<W>(exec, detail::StoredShape(spec), from, *factor, out.bytes.data(), rotated);
   return out;
 }
 
 template <Weights W>
-void every_size() {
+void every_size(bool rotated = false) {
   Random random(11);
   double ours = 0, plain = 0;
   for (const std::int64_t cols : {1, 2, 31, 32, 33, 100, 256, 257, 300}) {
     const Matrix<float> w = random.matrix(7, cols);
     const Matrix<float> moments = moments_of(correlated(random, 2 * cols + 3, cols));
-    const Rounded<W> a = with_feedback<W>(w, moments, 1), b = plainly<W>(w);
+    const Rounded<W> a = with_feedback<W>(w, moments, 1, rotated), b = plainly<W>(w, rotated);
     for (std::int64_t r = 0; r < w.rows(); ++r) {
       ours += a.loss(w, r, moments) / static_cast<double>(cols);
       plain += b.loss(w, r, moments) / static_cast<double>(cols);
     }
-    CHECK(with_feedback<W>(w, moments, 3).bytes == a.bytes);
+    CHECK(with_feedback<W>(w, moments, 3, rotated).bytes == a.bytes);
   }
   MESSAGE(std::string(weight_format<W>::name), ": ", ours / plain, " of the squared error of products");
   // What a column can't be told from the others by is a third of it here: (0.4 / 0.9)^2 and the damping.
@@ -118,6 +136,8 @@ void every_size() {
 TEST_CASE("error feedback: products err much less where inputs hang together, whatever the size and the threads") {
   SUBCASE("int8") { every_size<Weights::int8>(); }
   SUBCASE("int4") { every_size<Weights::int4>(); }
+  SUBCASE("int8, rotated") { every_size<Weights::int8>(true); }
+  SUBCASE("int4, rotated") { every_size<Weights::int4>(true); }
 }
 
 TEST_CASE("error feedback: inputs that do not hang together leave nothing to make up for") {
@@ -163,7 +183,7 @@ TEST_CASE("error feedback: what is not finite") {
   // Moments of nothing, or with no finite sum: no factor.
   Matrix<float> none(4, 4);
   for (std::int64_t i = 0; i < 16; ++i) none(i / 4, i % 4) = 0.0f;
-  CHECK_FALSE(detail::FeedbackFactor::of(none.view()));
+  CHECK_FALSE(detail::FeedbackFactor::of(none.view(), false));
   none(2, 2) = std::numeric_limits<float>::quiet_NaN();
-  CHECK_FALSE(detail::FeedbackFactor::of(none.view()));
+  CHECK_FALSE(detail::FeedbackFactor::of(none.view(), false));
 }

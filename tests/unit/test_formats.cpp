@@ -61,7 +61,8 @@ void check_ways_of_reading(double tolerance) {
 }
 
 /// The model written out holds what its format makes of the numbers. Read back as f32 it gives the same logits, to the
-/// rounding of sums; read back in its own format, the same bits.
+/// rounding of sums; read back in its own format, the same bits. The cache is f32 here: it would round the last bits of
+/// products, in which rotated weights differ from those that they stand for, to whole ones of its own.
 template <Weights W>
 void check_nothing_else_is_rounded() {
   const test::Folder folder;
@@ -69,13 +70,13 @@ void check_nothing_else_is_rounded() {
     CAPTURE(name);
     const Golden golden = read_golden(golden_root() / name);
     const auto options = room_for(golden.ids.size());
-    const auto narrow = Model<DynamicHymba, OnVectors<W>>::open(golden_root() / name);
+    const auto narrow = Model<DynamicHymba, Cpu<W, Cache::f32>>::open(golden_root() / name);
     const auto saved = folder.path / name;
     narrow.save(saved);
     const auto logits = full_pass(narrow, golden.ids, options);
-    const auto decoded = Model<DynamicHymba, OnVectors<Weights::f32>>::open(saved);
+    const auto decoded = Model<DynamicHymba, Cpu<Weights::f32, Cache::f32>>::open(saved);
     CHECK(relative_error(logits, full_pass(decoded, golden.ids, options)) < 2e-5);
-    const auto again = Model<DynamicHymba, OnVectors<W>>::open(saved);
+    const auto again = Model<DynamicHymba, Cpu<W, Cache::f32>>::open(saved);
     CHECK(full_pass(again, golden.ids, options) == logits);
   }
 }

@@ -263,7 +263,7 @@ std::string rows_header(const std::string& note, std::int64_t rows, std::int64_t
 
 TEST_CASE("quantised rows are written and read back as they are") {
   const Folder folder;
-  for (const DType dtype : {DType::int8, DType::int4}) {
+  for (const DType dtype : {DType::int8, DType::int4, DType::rotated_int8, DType::rotated_int4}) {
     for (const std::int64_t cols : {1, 31, 64, 65, 128, 129, 256, 257, 1600, 5000}) {
       const std::size_t size = 3 * dtype_row_bytes(dtype, cols);
       std::vector<std::byte> bytes(size);
@@ -284,7 +284,9 @@ TEST_CASE("quantised rows are written and read back as they are") {
       // Other readers of the format see bytes, and where to look what they mean.
       const SafetensorsFile file(folder.path / "f");
       CHECK(file.find("a")->dtype == "U8");
-      CHECK(file.metadata().at("hymba.rows.a") == (dtype == DType::int8 ? "int8:" : "int4.2:") + std::to_string(cols));
+      const std::string layout = layout_of(dtype) == DType::int8 ? "int8" : "int4.2";
+      CHECK(file.metadata().at("hymba.rows.a") ==
+            layout + (is_rotated(dtype) ? ".rotated:" : ":") + std::to_string(cols));
       CHECK(file.metadata().size() == 2);
     }
     // One byte too many or too few, or not a matrix
@@ -305,6 +307,8 @@ TEST_CASE("quantised rows that are not what the metadata says") {
   static_assert(Int8Rows::row_bytes(1600) == of8 && Int4Rows::row_bytes(1600) == of4);
   CHECK(tensor_refusal(rows_header("int8:1600", 2, of8), 2 * of8).empty());
   CHECK(tensor_refusal(rows_header("int4.2:1600", 2, of4), 2 * of4).empty());
+  CHECK(tensor_refusal(rows_header("int8.rotated:1600", 2, of8), 2 * of8).empty());
+  CHECK(tensor_refusal(rows_header("int4.2.rotated:1600", 2, of4), 2 * of4).empty());
   CHECK(tensor_refusal(rows_header("int8:0001600", 2, of8), 2 * of8).empty());
 
   const auto said = [](const std::string& note) { return tensor_refusal(rows_header(note, 2, of8), 2 * of8); };
@@ -316,11 +320,11 @@ TEST_CASE("quantised rows that are not what the metadata says") {
   for (const char* note :
        {"", ":", "int8", "int8:", ":1600", "int8 1600", "int8:-1600", "int8:+1600", "int8: 1600", "int8:1600 ",
         "int8:0", "int8:-0", "int8:1600x", "int8:16e2", "int8:0x640", "int8:1600.0", "int8:1600:2", "int8::1600",
-        "int2:1600", "int88:1600", "int4:1600", "int4.1:1600", "int4.2.:1600", "int8.2:1600",
+        "int2:1600", "int88:1600", "int4:1600", "int4.1:1600", "int4.2.:1600", "int8.2:1600", "int8.rotated", "int8.rotated:", "int8.rotated.:1600", "int8.:1600",
         "INT8:1600", "U8:1600", "F32:1600", "int8:2147483649", "int8:9223372036854775807",
         "int8:9223372036854775808", "int8:18446744073709551616", "int8:99999999999999999999999999", "int8:-1",
         "int8:-9223372036854775808", "int8:1600\\u0000", "int8:\\n1600"}) {
-    CHECK(contains(said(note), "expected int8 or int4.2 and a number of columns, as in int8:1600"));
+    CHECK(contains(said(note), "expected int8 or int4.2, .rotated or not, and a number of columns, as in int8:1600"));
   }
   // Four bits as they were laid out before, whose rows may be as long
   CHECK(contains(tensor_refusal(rows_header("int4:1600", 2, of4), 2 * of4),

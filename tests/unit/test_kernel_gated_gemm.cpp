@@ -35,11 +35,12 @@ struct Matrix {
                                    bytes.data() + static_cast<std::size_t>(i) * weight_format<W>::row_bytes(c));
     }
   }
-  WeightMatrix<W> view() const { return {bytes.data(), rows, cols}; }
+  WeightMatrix<W> view(bool rotated) const { return {bytes.data(), rows, cols, rotated}; }
 };
 
 template <class Arch, Weights W>
-void check(std::int64_t tokens, std::int64_t in, std::int64_t hidden, int threads) {
+void check(std::int64_t tokens, std::int64_t in, std::int64_t hidden, int threads, bool rotated = false,
+           bool both = true) {
   CAPTURE(tokens);
   CAPTURE(in);
   CAPTURE(hidden);
@@ -53,14 +54,14 @@ void check(std::int64_t tokens, std::int64_t in, std::int64_t hidden, int thread
 
   using Gemm = kernel_for<op::Gemm, Arch>;
   const std::size_t bytes = aligned_size(Gemm::scratch_bytes(tokens, in, hidden));
-  AlignedBuffer mine(bytes * static_cast<std::size_t>(threads)), shared(gemm_shared_bytes<Arch>(tokens, in, hidden));
+  AlignedBuffer mine(bytes * static_cast<std::size_t>(threads)), shared(gemm_shared_bytes<Arch>(tokens, in, hidden, true));
   const Scratch scratch{mine.data(), bytes, shared.data()};
   hymba_test::TestExecutor exec(threads);
   const MatrixView<const float> rows(x.data(), tokens, in);
-  kernel_for<op::GatedGemm, Arch>::run(exec, scratch, rows, gate.view(), up.view(),
+  kernel_for<op::GatedGemm, Arch>::run(exec, scratch, rows, gate.view(rotated), up.view(rotated && both),
                                        MatrixView<float>(got.data(), tokens, hidden),
                                        MatrixView<float>(spare.data(), tokens, hidden));
-  gated_gemm_in_parts<Arch>::run(exec, scratch, rows, gate.view(), up.view(),
+  gated_gemm_in_parts<Arch>::run(exec, scratch, rows, gate.view(rotated), up.view(rotated && both),
                                  MatrixView<float>(want.data(), tokens, hidden),
                                  MatrixView<float>(other.data(), tokens, hidden));
   CHECK(std::memcmp(got.data(), want.data(), n * sizeof(float)) == 0);
@@ -78,6 +79,12 @@ void check_all() {
         check<Arch, Weights::int8>(tokens, in, hidden, threads);
         check<Arch, Weights::int4>(tokens, in, hidden, threads);
       }
+    }
+  }
+  for (const std::int64_t tokens : {1, 5, 33}) {
+    for (const bool both : {false, true}) {
+      check<Arch, Weights::int8>(tokens, 257, 33, 2, true, both);
+      check<Arch, Weights::int4>(tokens, 257, 33, 2, true, both);
     }
   }
   check<Arch, Weights::bf16>(600, 64, 48, 2);

@@ -32,6 +32,7 @@ struct Problem {
   std::int64_t rows, in, out, x_stride, y_stride;
   std::vector<float> x, bias, y0;
   std::vector<std::byte> w;
+  bool rotated = false;
 
   Problem(std::int64_t t, std::int64_t i, std::int64_t o, std::int64_t x_pad, std::int64_t y_pad, unsigned seed)
       : rows(t), in(i), out(o), x_stride(i + x_pad), y_stride(o + y_pad) {
@@ -53,7 +54,7 @@ struct Problem {
     }
   }
   MatrixView<const float> x_view() const { return {x.data(), rows, in, x_stride}; }
-  WeightMatrix<W> w_view() const { return {w.data(), out, in}; }
+  WeightMatrix<W> w_view() const { return {w.data(), out, in, rotated}; }
 
   template <class Arch>
   std::vector<float> run(int threads, bool with_bias, Store store) const {
@@ -62,10 +63,12 @@ struct Problem {
     const std::size_t per_thread = Kernel::scratch_bytes(rows, in, out);
     REQUIRE(per_thread % 64 == 0);
     AlignedBuffer memory(per_thread * static_cast<std::size_t>(threads));
+    AlignedBuffer shared(gemm_shared_bytes<Arch>(rows, in, out, rotated));
     // NaN: scratch must not be assumed to be zero.
     if (memory.size() > 0) std::memset(memory.data(), 0xff, memory.size());
+    if (shared.size() > 0) std::memset(shared.data(), 0xff, shared.size());
     std::vector<float> y = y0;
-    Kernel::run(exec, Scratch{memory.data(), per_thread}, x_view(), w_view(), with_bias ? bias.data() : nullptr,
+    Kernel::run(exec, Scratch{memory.data(), per_thread, shared.data()}, x_view(), w_view(), with_bias ? bias.data() : nullptr,
                 MatrixView<float>(y.data(), rows, out, y_stride), store);
     return y;
   }
@@ -178,7 +181,57 @@ void either_order() {
   }
 }
 
+/// Rotated weights give the bits of the same rows with rotated activations, and nearly the products of the weights that
+/// were rotated.
+template <Weights W>
+void rotated_weights() {
+  for (const std::int64_t rows : {1, 2, 6, 7, 40}) {
+    for (const std::int64_t in : {1, 5, 16, 100, 255, 256, 320, 1600}) {
+      Problem<W> p(rows, in, 37, 2, 1, static_cast<unsigned>(in));
+      p.rotated = true;
+      const std::vector<float> got = p.template run<arch::best>(2, true, Store::add);
+      const std::vector<float> plain = p.template run<arch::scalar>(2, true, Store::add);
+      std::vector<double> want(p.y0.begin(), p.y0.end());
+      reference::gemm<double>(p.x_view(), p.w_view(), p.bias.data(), MatrixView<double>(want.data(), rows, 37, p.y_stride),
+                              Store::add);
+      hymba_test::Worst worst;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const float* const x = p.x_view().row(r);
+        double square = 0;
+        for (std::int64_t i = 0; i < in; ++i) square += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        for (std::int64_t c = 0; c < 37; ++c) {
+          const auto at = static_cast<std::size_t>(r * p.y_stride + c);
+          double weights = 0;
+          for (std::int64_t i = 0; i < in; ++i) {
+            const double w = weight_format<W>::template number<double>(p.w_view().row(c), in, i);
+            weights += w * w;
+          }
+          // Rotated numbers are off by gamma_10 of 16 times what their piece has as its length, at most; the lengths
+          // of both sides bound the sums of magnitudes.
+          const double magnitude = std::sqrt(square * weights);
+          const double bound = hymba_test::gamma(160.0) * magnitude * 16 +
+                               hymba_test::gamma(static_cast<double>(in) + 3.0) *
+                                   (magnitude + std::fabs(p.y0[at]) + std::fabs(p.bias[static_cast<std::size_t>(c)]));
+          worst.add(got[at], want[at], bound, r, c);
+          worst.add(plain[at], want[at], bound, r, c);
+        }
+      }
+      INFO("T=", rows, " I=", in, ": ", worst.text());
+      CHECK(worst.ok());
+      p.rotated = false;
+      for (std::int64_t r = 0; r < rows; ++r) reference::rotate(p.x.data() + r * p.x_stride, in);
+      CHECK(got == p.template run<arch::best>(2, true, Store::add));
+      CHECK(plain == p.template run<arch::scalar>(2, true, Store::add));
+    }
+  }
+}
+
 }  // namespace
+
+TEST_CASE("gemm: rotated weights meet rotated activations") {
+  SUBCASE("int8") { rotated_weights<Weights::int8>(); }
+  SUBCASE("int4") { rotated_weights<Weights::int4>(); }
+}
 
 TEST_CASE("gemm: rows read one by one or side by side, the same bits") {
   SUBCASE("f32") { either_order<Weights::f32>(); }

@@ -52,6 +52,12 @@ TEST_CASE("amx gemm: a row's bits do not depend on the rows it is computed with"
   SUBCASE("int4") { hymba_test::independent_of_rows<Amx, Weights::int4>(); }
 }
 
+TEST_CASE("amx gemm: rotated weights meet rotated activations") {
+  if (!tiles_to_test()) return;
+  SUBCASE("int8") { hymba_test::rotated_weights<Amx, Weights::int8>(); }
+  SUBCASE("int4") { hymba_test::rotated_weights<Amx, Weights::int4>(); }
+}
+
 TEST_CASE("amx gemm: sums of bytes are exact") {
   if (!tiles_to_test()) return;
   hymba_test::exact_sums<Amx>();

@@ -75,6 +75,12 @@ TEST_CASE("dot gemm: rows read one by one or side by side, the same bits") {
   }
 }
 
+TEST_CASE("dot gemm: rotated weights meet rotated activations") {
+  if (!dots_to_test()) return;
+  SUBCASE("int8") { hymba_test::rotated_weights<Dot, Weights::int8>(); }
+  SUBCASE("int4") { hymba_test::rotated_weights<Dot, Weights::int4>(); }
+}
+
 TEST_CASE("dot gemm: sums of bytes are exact") {
   if (!dots_to_test()) return;
   hymba_test::exact_sums<Dot>();
@@ -97,7 +103,7 @@ TEST_CASE("dot gemm: bytes of the largest magnitude, which rows from elsewhere m
       for (std::int64_t t = 0; t < rows; ++t) std::fill_n(&x(t, 0), in, 127.0f * sign);
       using Kernel = kernel_for<op::Gemm, Dot>;
       const std::size_t bytes = Kernel::scratch_bytes(rows, in, out);
-      AlignedBuffer memory(bytes), shared(gemm_shared_bytes<Dot>(rows, in, out));
+      AlignedBuffer memory(bytes), shared(gemm_shared_bytes<Dot>(rows, in, out, true));
       Serial exec;
       Kernel::run(exec, Scratch{memory.data(), bytes, shared.data()}, x.view(),
                   WeightMatrix<Weights::int8>{w.data(), out, in}, nullptr, y.view(), Store::assign);

@@ -83,7 +83,7 @@ struct Layer {
   Matrix<float> forward(int threads, bool with_bias, Store store) const {
     using Kernel = kernel_for<op::Gemm, Arch>;
     auto exec = executor(threads);
-    const ScratchMemory s(Kernel::scratch_bytes(rows, in, out), threads, gemm_shared_bytes<Arch>(rows, in, out));
+    const ScratchMemory s(Kernel::scratch_bytes(rows, in, out), threads, gemm_shared_bytes<Arch>(rows, in, out, false));
     Matrix<float> result = y;
     Kernel::run(exec, s.scratch, x.view(), weights(), with_bias ? bias.data() : nullptr, result.view(), store);
     CHECK(result.gaps_untouched());
@@ -500,7 +500,7 @@ TEST_CASE("amx: a row's bits do not depend on the rows it is computed with") {
             for (std::int64_t o = 0; o < out; ++o) got(r, o) = all.y(t + r, o);
           }
           using Kernel = kernel_for<op::Gemm, Amx>;
-          const ScratchMemory s(Kernel::scratch_bytes(count, in, out), 1, gemm_shared_bytes<Amx>(count, in, out));
+          const ScratchMemory s(Kernel::scratch_bytes(count, in, out), 1, gemm_shared_bytes<Amx>(count, in, out, false));
           hymba_test::Threads exec(1);
           Kernel::run(exec, s.scratch, all.x.view().row_range(t, count), all.weights(),
                       with_bias ? all.bias.data() : nullptr, got.view(), store);

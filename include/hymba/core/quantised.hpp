@@ -15,6 +15,8 @@
 //                  the upper half, m, and where its zero lies in the lower half, z
 //          weight = scale * Int4Levels::level(code, v)
 //
+// A row may hold what kernels/rotation.hpp makes of the weights; that is said of the matrix, not here.
+//
 // The sixteen levels of a code are evenly spaced and rounded to signed bytes: whoever multiplies int8 multiplies int4
 // too, after looking 16 bytes up in a table of 4 KB.
 #pragma once

@@ -19,10 +19,21 @@
 
 HYMBA_NAMESPACE_BEGIN
 
-/// Types a checkpoint's tensors may have: scalars, and the quantised rows of core/quantised.hpp.
-enum class DType { f32, f16, bf16, int8, int4 };
+/// Types a checkpoint's tensors may have: scalars, and the quantised rows of core/quantised.hpp, as they are or of
+/// numbers that were rotated (kernels/rotation.hpp) before they were rounded.
+enum class DType { f32, f16, bf16, int8, int4, rotated_int8, rotated_int4 };
 
-constexpr bool is_quantised(DType t) { return t == DType::int8 || t == DType::int4; }
+constexpr bool is_rotated(DType t) { return t == DType::rotated_int8 || t == DType::rotated_int4; }
+/// The layout of quantised rows, rotated or not; any other type as it is.
+constexpr DType layout_of(DType t) {
+  return t == DType::rotated_int8 ? DType::int8 : t == DType::rotated_int4 ? DType::int4 : t;
+}
+/// The type of quantised rows of a layout that are rotated, or not.
+constexpr DType rotated_if(bool rotated, DType layout) {
+  if (!rotated) return layout;
+  return layout == DType::int8 ? DType::rotated_int8 : DType::rotated_int4;
+}
+constexpr bool is_quantised(DType t) { return layout_of(t) == DType::int8 || layout_of(t) == DType::int4; }
 /// Bytes of one scalar. @pre not quantised: rows are no arrays of scalars.
 constexpr std::size_t dtype_bytes(DType t) { return t == DType::f32 ? 4 : 2; }
 constexpr const char* dtype_name(DType t) {
@@ -31,13 +42,15 @@ constexpr const char* dtype_name(DType t) {
     case DType::f16: return "F16";
     case DType::bf16: return "BF16";
     case DType::int8: return "int8";
-    default: return "int4";
+    case DType::int4: return "int4";
+    case DType::rotated_int8: return "rotated int8";
+    default: return "rotated int4";
   }
 }
 /// Bytes of a row of `cols` numbers.
 constexpr std::size_t dtype_row_bytes(DType t, std::int64_t cols) {
-  if (t == DType::int8) return Int8Rows::row_bytes(cols);
-  if (t == DType::int4) return Int4Rows::row_bytes(cols);
+  if (layout_of(t) == DType::int8) return Int8Rows::row_bytes(cols);
+  if (layout_of(t) == DType::int4) return Int4Rows::row_bytes(cols);
   return static_cast<std::size_t>(cols) * dtype_bytes(t);
 }
 

@@ -127,16 +127,19 @@ using activation_t = std::conditional_t<W == Weights::f64, double, float>;
 template <class E>
 using activation_beside_t = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
-/// A read-only weight matrix [rows, cols] in format `W`; row r starts `r * row_bytes(cols)` after the first.
+/// A read-only weight matrix [rows, cols] in format `W`; row r starts `r * row_bytes(cols)` after the first. Of a
+/// `rotated` one (only quantised ones are) each row holds what reference::rotate (kernels/rotation.hpp) makes of the
+/// row of weights; products are with the weights.
 template <Weights W>
 struct WeightMatrix {
   using format = weight_format<W>;
   const std::byte* data = nullptr;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  bool rotated = false;
 
   const std::byte* row(std::int64_t r) const { return data + static_cast<std::size_t>(r) * format::row_bytes(cols); }
-  WeightMatrix row_range(std::int64_t first, std::int64_t count) const { return {row(first), count, cols}; }
+  WeightMatrix row_range(std::int64_t first, std::int64_t count) const { return {row(first), count, cols, rotated}; }
 };
 
 HYMBA_NAMESPACE_END

@@ -629,6 +629,38 @@ HYMBA_ALWAYS_INLINE void sums(const floats<A> (&v)[R], float* out) {
   }
 }
 
+/// Lane i becomes lane i ^ Stride.
+template <class A, int Stride>
+HYMBA_ALWAYS_INLINE floats<A> exchange(const floats<A>& v) {
+  static_assert(Stride == 1 || Stride == 2 || Stride == 4 || Stride == 8);
+  static_assert(Stride < lanes<A>);
+#if defined(HYMBA_SIMD_X86)
+  constexpr int pairs = Stride == 1 ? _MM_SHUFFLE(2, 3, 0, 1) : _MM_SHUFFLE(1, 0, 3, 2);
+  if constexpr (detail::is_m128<A>) return floats<A>(_mm_shuffle_ps(v.data, v.data, pairs));
+#if defined(__AVX__)
+  if constexpr (detail::is_m256<A>) {
+    if constexpr (Stride < 4) return floats<A>(_mm256_permute_ps(v.data, pairs));
+    return floats<A>(_mm256_permute2f128_ps(v.data, v.data, 1));
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (detail::is_m512<A>) {
+    if constexpr (Stride < 4) return floats<A>(_mm512_permute_ps(v.data, pairs));
+    constexpr int quarters = Stride == 4 ? _MM_SHUFFLE(2, 3, 0, 1) : _MM_SHUFFLE(1, 0, 3, 2);
+    return floats<A>(_mm512_shuffle_f32x4(v.data, v.data, quarters));
+  }
+#endif
+#elif defined(HYMBA_SIMD_NEON64)
+  if constexpr (lanes<A> == 4) {
+    return floats<A>(Stride == 1 ? vrev64q_f32(v.data) : vextq_f32(v.data, v.data, 2));
+  }
+#endif
+  alignas(64) float from[static_cast<std::size_t>(lanes<A>)], to[static_cast<std::size_t>(lanes<A>)];
+  v.store_aligned(from);
+  for (std::int64_t i = 0; i < lanes<A>; ++i) to[i] = from[i ^ Stride];
+  return floats<A>::load_aligned(to);
+}
+
 /// The largest lane. NaN lanes: unspecified which operand wins.
 template <class A>
 HYMBA_ALWAYS_INLINE float max_lane(const floats<A>& v) {

@@ -29,6 +29,7 @@ struct Parameter {
   const std::byte* data = nullptr;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  bool rotated = false;  ///< see WeightMatrix
 };
 
 /// Passed to every part. Cheap to copy.
@@ -53,7 +54,7 @@ struct Context {
  private:
   template <Weights W>
   WeightMatrix<W> as(int k) const {
-    return {parameters[k].data, parameters[k].rows, parameters[k].cols};
+    return {parameters[k].data, parameters[k].rows, parameters[k].cols, parameters[k].rotated};
   }
 };
 

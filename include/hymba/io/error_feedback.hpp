@@ -40,16 +40,30 @@ struct FeedbackFactor {
   std::vector<float> alone;  ///< [cols] H_jj: what the squared error of a column counts if no other makes up for it
   std::vector<float> left;   ///< [cols] U_jj^2: what it counts if later columns do
 
-  /// Nothing when the moments are those of no input, or not finite. `divided_by` [cols], unless null: the moments are
-  /// those of inputs before their columns are divided by these powers of two.
-  static std::optional<FeedbackFactor> of(MatrixView<const float> moments, const float* divided_by = nullptr) {
-    const auto moment = [&](Eigen::Index i, Eigen::Index j) {
-      const float value = moments(i, j);
-      return divided_by == nullptr ? value : value / divided_by[i] / divided_by[j];
-    };
+  /// Nothing when the moments are those of no input, or not finite. With `rotated` what comes out is for rotated inputs,
+  /// and weights. `divided_by` [cols], unless null: the moments are those of inputs before their columns are divided by
+  /// these powers of two.
+  static std::optional<FeedbackFactor> of(MatrixView<const float> given, bool rotated,
+                                          const float* divided_by = nullptr) {
+    // Only the lower half is given.
+    RowMajor moments(given.rows, given.rows);
+    for (Eigen::Index i = 0; i < given.rows; ++i) {
+      for (Eigen::Index j = 0; j <= i; ++j) {
+        const float value = given(i, j);
+        moments(i, j) = moments(j, i) = divided_by == nullptr ? value : value / divided_by[i] / divided_by[j];
+      }
+    }
+    if (rotated) {
+      // R H R: the rows of H, then those of its transpose, which is R H.
+      for (int side = 0; side < 2; ++side) {
+        for (Eigen::Index i = 0; i < given.rows; ++i) rotate(moments.data() + i * given.rows, given.rows);
+        if (side == 0) moments.transposeInPlace();
+      }
+    }
+    const auto moment = [&](Eigen::Index i, Eigen::Index j) { return moments(i, j); };
     // Added to the diagonal, in parts of its mean: keeps errors apart from directions that the text happens to lack.
     constexpr double damping = 0.01;
-    const Eigen::Index n = moments.rows;
+    const Eigen::Index n = moments.rows();
     Eigen::MatrixXd reversed(n, n);
     double trace = 0;
     for (Eigen::Index i = 0; i < n; ++i) trace += static_cast<double>(moment(i, i));
@@ -105,14 +119,15 @@ void descend(const FeedbackFactor& factor, std::int64_t cols, const float* weigh
 }
 
 /// Writes a matrix as rows of quantised format `W` to `to`. Each row is rounded without feedback, with half of it and
-/// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are near a level, which
-/// hardly matters to weights as training leaves them, and does to those that were quantised before. Columns are multiplied
-/// by `by` [cols] first, unless that is null.
-/// @pre the factor has the matrix's columns.
+/// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are
+/// near a level, which hardly matters to weights as training leaves them, and does to those that were quantised before.
+/// Columns are multiplied by `by` [cols] first, unless that is null, and then rows rotated where `rotated` says so.
+/// @pre the factor has the matrix's columns, and was made for rotated ones or not likewise.
 template <Weights W, class Exec>
 requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const StoredShape& shape,
                                                                const TensorRef& from, const FeedbackFactor& factor,
-                                                               std::byte* to, const float* by = nullptr) {
+                                                               std::byte* to, bool rotated,
+                                                               const float* by = nullptr) {
   using Format = weight_format<W>;
   using Encoder = typename Format::Encoder;
   constexpr std::int64_t rows_most = 4096, block = quantised_block;
@@ -141,6 +156,7 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
     for_rows([&](std::int64_t r, std::size_t) {
       to_float(from, (first_row + r) * cols, cols, weights.data() + r * cols);
       multiply_columns(weights.data() + r * cols, cols, by);
+      if (rotated) rotate(weights.data() + r * cols, cols);
     });
     tried.resize(count_of_rows * row_bytes);
     least.assign(count_of_rows, 0.0);

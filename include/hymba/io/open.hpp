@@ -35,7 +35,7 @@ void Model<V, P>::save(const std::filesystem::path& folder) const {
   for (const BoundTensor& t : data_->tensors()) {
     const Weights format = detail::stored_format(t.spec.role, P::weights);
     tensors.push_back({t.name,
-                       *detail::stored_as(format),
+                       rotated_if(t.parameter.rotated, layout_of(detail::stored_as(t.spec.role, format))),
                        {t.spec.dims.begin(), t.spec.dims.begin() + t.spec.rank},
                        {t.parameter.data, detail::stored_bytes(t.spec, format)}});
   }

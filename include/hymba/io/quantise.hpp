@@ -81,7 +81,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
   for (const DeclaredTensor& t : declared.all) {
     const Weights kept = detail::stored_format(t.spec.role, format);
     const std::size_t size = detail::stored_bytes(t.spec, kept);
-    out.tensors[t.name] = {*detail::stored_as(kept), t.shape(), {next, size}};
+    out.tensors[t.name] = {detail::stored_as(t.spec.role, kept), t.shape(), {next, size}};
     places.emplace(t.name, Place{&t, next});
     next += aligned_size(size);
   }
@@ -99,9 +99,10 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
       if constexpr (weight_format<w()>::quantised) {
         if (format == Weights::int8) balance.choose(name, of);
         const float* const by = balance.multiplied(name);
-        const auto factor = detail::FeedbackFactor::of(of, by);
+        const bool rotated = is_rotated(detail::stored_as(spec.role, w()));
+        const auto factor = detail::FeedbackFactor::of(of, rotated, by);
         if (!factor) return;
-        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to, by);
+        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to, rotated, by);
         found->second.done = true;
       }
     });
@@ -126,7 +127,7 @@ inline void quantise_checkpoint(const std::filesystem::path& from, const std::fi
   const Checkpoint checkpoint = open_checkpoint(from);
   const auto architecture = architecture_from<DynamicHymba>(checkpoint.description);
   for (const auto& [name, t] : checkpoint.tensors.tensors) {
-    if (is_quantised(t.dtype) && is_quantised(*detail::stored_as(format))) {
+    if (is_quantised(t.dtype) && is_quantised(detail::stored_as(TensorRole::matrix, format))) {
       throw TensorError(detail::message(from.string(), ": tensor ", detail::quote(name), " is ", dtype_name(t.dtype),
                                         " already, expected the checkpoint it was quantised from"));
     }

@@ -311,38 +311,52 @@ namespace detail {
 
 inline std::string rows_key(std::string_view tensor) { return message("hymba.rows.", tensor); }
 /// What the metadata calls a layout of quantised rows. Its number changes with the layout: files of another are refused.
-constexpr std::string_view rows_name(DType t) { return t == DType::int4 ? "int4.2" : "int8"; }
-/// The type that the metadata of quantised rows begins with; checked by who reads its number.
-inline DType rows_dtype(std::string_view text) { return text.substr(0, 4) == "int4" ? DType::int4 : DType::int8; }
-
-/// The columns that `text`, the metadata of quantised rows, names; checked against the entry's own rows.
-inline std::int64_t quantised_columns(const SafetensorsEntry& e, const std::string& text, std::string_view file) {
-  std::int64_t cols = 0;
-  const std::size_t colon = text.find(':');
-  const char* const end = text.data() + text.size();
-  const std::string_view type = std::string_view(text).substr(0, colon);
-  const bool typed = colon != std::string::npos && (type == rows_name(DType::int8) || type == rows_name(DType::int4));
-  const bool number = typed && std::from_chars(text.data() + colon + 1, end, cols).ptr == end;
-  if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
-    const char* const former = type == "int4" ? ", a layout of an earlier version: quantise the model again; " : ", ";
-    throw TensorError(message(file, ": tensor ", quote(e.name), " is said to hold ", quote(text, 40),
-                              former, "expected ", rows_name(DType::int8), " or ", rows_name(DType::int4),
-                              " and a number of columns, as in int8:1600"));
+constexpr std::string_view rows_name(DType t) {
+  switch (t) {
+    case DType::int4: return "int4.2";
+    case DType::rotated_int8: return "int8.rotated";
+    case DType::rotated_int4: return "int4.2.rotated";
+    default: return "int8";
   }
-  const std::size_t row = dtype_row_bytes(rows_dtype(text), cols);
+}
+/// The type that the metadata of quantised rows begins with, before its colon.
+inline std::optional<DType> rows_dtype(std::string_view text) {
+  const std::size_t colon = text.find(':');
+  if (colon == std::string_view::npos) return std::nullopt;
+  for (const DType t : {DType::int8, DType::int4, DType::rotated_int8, DType::rotated_int4}) {
+    if (text.substr(0, colon) == rows_name(t)) return t;
+  }
+  return std::nullopt;
+}
+
+/// The type and the columns that `text`, the metadata of quantised rows, names; checked against the entry's own rows.
+inline std::pair<DType, std::int64_t> quantised_rows(const SafetensorsEntry& e, const std::string& text,
+                                                     std::string_view file) {
+  std::int64_t cols = 0;
+  const std::optional<DType> type = rows_dtype(text);
+  const char* const end = text.data() + text.size();
+  const bool number = type && std::from_chars(text.data() + text.find(':') + 1, end, cols).ptr == end;
+  if (!number || cols < 1 || cols > (std::int64_t{1} << 31)) {
+    const char* const former =
+        text.starts_with("int4:") ? ", a layout of an earlier version: quantise the model again; " : ", ";
+    throw TensorError(message(file, ": tensor ", quote(e.name), " is said to hold ", quote(text, 40), former, "expected ",
+                              rows_name(DType::int8), " or ", rows_name(DType::int4),
+                              ", .rotated or not, and a number of columns, as in int8:1600"));
+  }
+  const std::size_t row = dtype_row_bytes(*type, cols);
   if (e.dtype != "U8" || e.shape.size() != 2 || static_cast<std::uint64_t>(e.shape[1]) != row) {
     throw TensorError(message(file, ": tensor ", quote(e.name), " is ", e.dtype, ' ', shape_text(e.shape),
                               ", but rows of ", text, " are U8 with ", row, " bytes each"));
   }
-  return cols;
+  return {*type, cols};
 }
 
 /// An entry and its bytes as a model takes it; see SafetensorsFile::tensor.
 inline TensorRef tensor_of(const SafetensorsHeader& header, const SafetensorsEntry& e, std::span<const std::byte> bytes,
                            std::string_view file) {
   if (const auto rows = header.metadata.find(rows_key(e.name)); rows != header.metadata.end()) {
-    const std::int64_t cols = quantised_columns(e, rows->second, file);
-    return {rows_dtype(rows->second), {e.shape[0], cols}, bytes};
+    const auto [type, cols] = quantised_rows(e, rows->second, file);
+    return {type, {e.shape[0], cols}, bytes};
   }
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     if (e.dtype == dtype_name(dtype)) return {dtype, e.shape, bytes};
@@ -381,7 +395,7 @@ class SafetensorsFile {
                                  static_cast<std::size_t>(e.end - e.begin));
   }
   /// The tensor as a model takes it: F32, F16, BF16, or quantised rows, which are U8 [rows, bytes of a row] with their
-  /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600" or "int4.2:1600").
+  /// type and number of columns in the metadata ("hymba.rows.NAME": "int8:1600", "int8.rotated:1600" or "int4.2:1600").
   /// @throws TensorError when it is neither, or its rows are not as long as the metadata says.
   TensorRef tensor(const SafetensorsEntry& e) const { return detail::tensor_of(header_, e, bytes(e), name_); }
 

@@ -22,8 +22,8 @@ namespace op {
 ///     static void run(E& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> gate, WeightMatrix<W> up,
 ///                     MatrixView<float> y, MatrixView<float> spare);
 ///
-/// spare [T, F] is memory that may be overwritten. y, spare, x and the weights do not overlap. T may be 0. Scratch is
-/// that of op::Gemm with all these rows. The bits of an element depend on its row alone, as op::Gemm's do.
+/// gate and up may be rotated, one or both. spare [T, F] is memory that may be overwritten. y, spare, x and the weights
+/// do not overlap. T may be 0. Scratch is that of op::Gemm with all these rows. The bits of an element depend on its row alone, as op::Gemm's do.
 struct GatedGemm {};
 }  // namespace op
 

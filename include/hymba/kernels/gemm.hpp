@@ -13,12 +13,14 @@
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_rows.hpp>
+#include <hymba/kernels/rotation.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -34,9 +36,11 @@ namespace op {
 ///                     MatrixView<float> y, Store store);
 ///     static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out);
 ///     static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out);  // may be absent
+///     static constexpr std::size_t rotated_bytes(std::int64_t rows, std::int64_t in);                   // likewise
 ///
 /// y overlaps neither x nor w. T may be 0. `scratch_bytes` grows with each argument: that of the largest sizes serves
-/// all smaller ones; likewise `shared_bytes`, of the scratch that threads share.
+/// all smaller ones; likewise `shared_bytes`, of the scratch that threads share, and `rotated_bytes`, what of it
+/// rotated weights need.
 ///
 /// Every element is a sum in single precision whose order depends on I and the architecture only: not on T, nor on the
 /// number of threads, nor on where the row lies. A prompt fed in pieces gives the bits of the whole.
@@ -45,13 +49,14 @@ struct Gemm {};
 
 /// Bytes of scratch that the threads of op::Gemm share on `Arch`.
 template <class Arch>
-constexpr std::size_t gemm_shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
+constexpr std::size_t gemm_shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out, bool rotated) {
   using Kernel = kernel_for<op::Gemm, Arch>;
-  if constexpr (requires { Kernel::shared_bytes(rows, in, out); }) {
-    return Kernel::shared_bytes(rows, in, out);
-  } else {
-    return 0;
+  std::size_t bytes = 0;
+  if constexpr (requires { Kernel::shared_bytes(rows, in, out); }) bytes = Kernel::shared_bytes(rows, in, out);
+  if constexpr (requires { Kernel::rotated_bytes(rows, in); }) {
+    if (rotated) bytes = std::max(bytes, Kernel::rotated_bytes(rows, in));
   }
+  return bytes;
 }
 
 namespace reference {
@@ -59,12 +64,18 @@ namespace reference {
 template <class Real, Weights W, class Out, class In = float>
 void gemm(MatrixView<const std::type_identity_t<In>> x, WeightMatrix<W> w, const std::type_identity_t<In>* bias,
           MatrixView<Out> y, Store store) {
+  std::vector<Real> turned(w.rotated ? static_cast<std::size_t>(w.cols) : 0);
   for (std::int64_t t = 0; t < x.rows; ++t) {
+    if (w.rotated) {
+      for (std::int64_t i = 0; i < w.cols; ++i) turned[static_cast<std::size_t>(i)] = static_cast<Real>(x(t, i));
+      rotate(turned.data(), w.cols);
+    }
     for (std::int64_t o = 0; o < w.rows; ++o) {
       const std::byte* row = w.row(o);
       Real sum = bias != nullptr ? static_cast<Real>(bias[o]) : Real(0);
       for (std::int64_t i = 0; i < w.cols; ++i) {
-        sum += static_cast<Real>(x(t, i)) * weight_format<W>::template number<Real>(row, w.cols, i);
+        const Real number = w.rotated ? turned[static_cast<std::size_t>(i)] : static_cast<Real>(x(t, i));
+        sum += number * weight_format<W>::template number<Real>(row, w.cols, i);
       }
       y(t, o) = static_cast<Out>(store == Store::add ? static_cast<Real>(y(t, o)) + sum : sum);
     }
@@ -72,14 +83,37 @@ void gemm(MatrixView<const std::type_identity_t<In>> x, WeightMatrix<W> w, const
 }
 }  // namespace reference
 
+namespace detail {
+/// Where w is rotated, makes x its rotated rows, in scratch.shared, so that they and the rows as they are give the
+/// product.
+template <class Exec, Weights W, class T, class Rotate>
+void rotate_operand(Exec& exec, Scratch scratch, MatrixView<const T>& x, WeightMatrix<W>& w, const Rotate& rotate) {
+  if (!w.rotated) return;
+  const MatrixView<T> turned(reinterpret_cast<T*>(scratch.shared), x.rows, x.cols);
+  const std::int64_t tasks = x.rows * x.cols < serial_product ? 1 : std::min<std::int64_t>(exec.threads(), x.rows);
+  exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
+    for (std::int64_t t = x.rows * task / tasks; t < x.rows * (task + 1) / tasks; ++t) {
+      std::copy_n(x.row(t), x.cols, turned.row(t));
+      rotate(turned.row(t), x.cols);
+    }
+  });
+  x = turned;
+  w.rotated = false;
+}
+}  // namespace detail
+
 template <>
 struct kernel_for<op::Gemm, arch::scalar> {
   static constexpr std::size_t scratch_bytes(std::int64_t, std::int64_t, std::int64_t) { return 0; }
+  static constexpr std::size_t rotated_bytes(std::int64_t rows, std::int64_t in) {
+    return static_cast<std::size_t>(rows * in) * sizeof(double);
+  }
 
   template <class Exec, Weights W, class T>
-  static void run(Exec& exec, Scratch, MatrixView<const std::type_identity_t<T>> x, WeightMatrix<W> w,
+  static void run(Exec& exec, Scratch scratch, MatrixView<const std::type_identity_t<T>> x, WeightMatrix<W> w,
                   const std::type_identity_t<T>* bias, MatrixView<T> y, Store store) {
     if (x.rows == 0) return;
+    detail::rotate_operand(exec, scratch, x, w, [](T* row, std::int64_t cols) { reference::rotate(row, cols); });
     const std::int64_t tasks = x.rows * w.rows * w.cols < 65536 ? 1 : std::min<std::int64_t>(exec.threads(), w.rows);
     exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
       const std::int64_t first = w.rows * task / tasks;
@@ -565,11 +599,15 @@ struct kernel_for<op::Gemm, arch::simd<A>> {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     return Impl::scratch_bytes(rows, in, out);
   }
+  static constexpr std::size_t rotated_bytes(std::int64_t rows, std::int64_t in) {
+    return static_cast<std::size_t>(rows * in) * sizeof(float);
+  }
 
   template <class Exec, Weights W>
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, WeightMatrix<W> w, const float* bias,
                   MatrixView<float> y, Store store) {
     if (x.rows == 0) return;
+    detail::rotate_operand(exec, scratch, x, w, [](float* row, std::int64_t cols) { detail::rotate<A>(row, cols); });
     if (x.rows <= Impl::template direct_rows<W>) {
       const auto same = [&](int) { return x; };
       Impl::run_direct(exec, x.rows, same, w, bias, y, store);

@@ -7,6 +7,7 @@
 #include <hymba/core/macros.hpp>
 #include <hymba/core/quantised.hpp>
 #include <hymba/exec/simd.hpp>
+#include <hymba/kernels/rotation.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -20,9 +21,16 @@ namespace detail {
 
 /// Quantises `count` <= 256 numbers to multiples of their largest magnitude over 127 and returns that multiple; writes
 /// whole lines of 64 bytes, zeros behind the last number. A NaN or an infinity makes the result NaN or infinite, so
-/// that it shows in what the row is multiplied to; the bytes are then any.
+/// that it shows in what the row is multiplied to; the bytes are then any. With `rotated` they are rotated before
+/// (kernels/rotation.hpp).
 template <class A = xsimd::default_arch>
-float quantise_activations(const float* from, std::int64_t count, std::int8_t* to) {
+float quantise_activations(const float* from, std::int64_t count, std::int8_t* to, bool rotated) {
+  alignas(64) float turned[quantised_block];
+  if (rotated) {
+    std::memcpy(turned, from, static_cast<std::size_t>(count) * sizeof(float));
+    rotate<A>(turned, count);
+    from = turned;
+  }
   // As integers: the larger magnitude has the larger bits, and NaN the largest.
   std::uint32_t largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {

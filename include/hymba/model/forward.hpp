@@ -121,7 +121,8 @@ class Workspace {
     std::size_t most = 0;
     for (const BoundTensor& t : model.tensors()) {
       if (t.spec.role == TensorRole::vector) continue;
-      most = std::max(most, gemm_shared_bytes<typename P::arch>(max_rows_, t.parameter.cols, t.parameter.rows));
+      most = std::max(most, gemm_shared_bytes<typename P::arch>(max_rows_, t.parameter.cols, t.parameter.rows,
+                                                             t.parameter.rotated));
     }
     return most;
   }

@@ -134,7 +134,7 @@ class ModelData {
  private:
   static const float* vector(const BoundTensor& t) { return reinterpret_cast<const float*>(t.parameter.data); }
   static WeightMatrix<fine_weights(P::weights)> matrix(const BoundTensor& t) {
-    return {t.parameter.data, t.parameter.rows, t.parameter.cols};
+    return {t.parameter.data, t.parameter.rows, t.parameter.cols, t.parameter.rotated};
   }
 
   static Weights stored_format(const TensorSpec& t) { return detail::stored_format(t.role, P::weights); }
@@ -142,7 +142,7 @@ class ModelData {
   /// True when the table's bytes can be used as they lie: right type, aligned for it.
   static bool usable_in_place(const TensorSpec& t, const TensorRef& from) {
     const std::size_t aligned = is_quantised(from.dtype) ? sizeof(float) : dtype_bytes(from.dtype);
-    return detail::stored_as(stored_format(t)) == from.dtype &&
+    return detail::serves_as(from.dtype, t.role, stored_format(t)) &&
            reinterpret_cast<std::uintptr_t>(from.bytes.data()) % aligned == 0;
   }
 
@@ -165,13 +165,16 @@ class ModelData {
       t.parameter.cols = shape.cols;
       if (usable_in_place(t.spec, from)) {
         t.parameter.data = from.bytes.data();
+        t.parameter.rotated = is_rotated(from.dtype);
       } else {
         t.parameter.data = next;
+        t.parameter.rotated = is_rotated(detail::stored_as(t.spec.role, stored_format(t.spec)));
         detail::store_tensor(all, t.spec, from, stored_format(t.spec), next);
         next += aligned_size(stored_bytes(t.spec));
       }
       print.add(t.name);
       for (const std::int64_t d : t.spec.dims) print.add(d);
+      print.add(static_cast<std::int64_t>(t.parameter.rotated));
       print.sample(t.parameter.data, stored_bytes(t.spec));
     }
     add_plan(print);

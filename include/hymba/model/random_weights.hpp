@@ -92,7 +92,7 @@ void fill_random(const TensorSpec& t, RandomFill fill, std::uint64_t seed, Put&&
 /// Writes a matrix as quantised rows of uniform integers whose scales make them spread as far as `fill` says.
 inline void fill_random_rows(const TensorSpec& t, RandomFill fill, std::uint64_t seed, DType type, std::byte* to) {
   const std::int64_t cols = t.dims[1];
-  const bool halves = type == DType::int4;
+  const bool halves = layout_of(type) == DType::int4;
   const std::size_t values = halves ? Int4Rows::value_bytes(cols) : Int8Rows::value_bytes(cols);
   // Half bytes of int4 are uniform under codes around this one, like those of real weights.
   constexpr int middle_code = 0xc8;
@@ -124,7 +124,7 @@ inline void fill_random_rows(const TensorSpec& t, RandomFill fill, std::uint64_t
 /// norms and scales near 1, biases near 0, Mamba's own recipe for A and the time steps. Every tensor of the published
 /// layout is there; a tensor of a part of one's own is filled by its role (matrix, or vector near 1; near 0 when its
 /// name ends in ".bias"). The same seed gives the same numbers, up to the last bit of std::log and std::pow.
-/// @param dtype the scalar type of all tensors; with int8 and int4 that of the matrices, the fine ones being int8 and
+/// @param dtype the scalar type of all tensors; with a quantised one that of the matrices, the fine ones being int8 and
 /// everything else F32.
 /// @throws std::bad_alloc.
 template <class V>
@@ -173,6 +173,8 @@ TensorTable random_tensors(const Architecture<V>& a, std::uint64_t seed, DType d
         break;
       case DType::int8:
       case DType::int4:
+      case DType::rotated_int8:
+      case DType::rotated_int4:
         detail::fill_random_rows(t, fill, tensor_seed, type_of(t), next);
         break;
     }

@@ -8,12 +8,12 @@
 #include <hymba/core/quoted.hpp>
 #include <hymba/core/tensor_table.hpp>
 #include <hymba/exec/formats.hpp>
+#include <hymba/kernels/rotation.hpp>
 #include <hymba/variant/tensor_spec.hpp>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,16 +26,21 @@ constexpr Weights stored_format(TensorRole role, Weights w) {
   return role == TensorRole::vector ? Weights::f32 : role == TensorRole::fine ? fine_weights(w) : w;
 }
 
-/// The checkpoint type whose bytes are exactly those of a weight format, if there is one.
-constexpr std::optional<DType> stored_as(Weights w) {
+/// The checkpoint type in which a tensor's bytes are those of a weight format. Rotating makes int8 more exact where
+/// activations are rounded too (docs/numerics.md); fine matrices are few and their rows are read as embeddings.
+/// @pre `w` is no f64.
+constexpr DType stored_as(TensorRole role, Weights w) {
   switch (w) {
-    case Weights::f32: return DType::f32;
     case Weights::f16: return DType::f16;
     case Weights::bf16: return DType::bf16;
-    case Weights::int8: return DType::int8;
+    case Weights::int8: return role == TensorRole::matrix ? DType::rotated_int8 : DType::int8;
     case Weights::int4: return DType::int4;
-    default: return std::nullopt;
+    default: return DType::f32;
   }
+}
+/// Whether kernels take a tensor of a checkpoint's type for one in a weight format, bytes and all.
+constexpr bool serves_as(DType type, TensorRole role, Weights w) {
+  return layout_of(type) == layout_of(stored_as(role, w)) && (role == TensorRole::matrix || !is_rotated(type));
 }
 
 /// Calls `f(std::integral_constant<Weights, w>{})`. @pre `w` is no f64.
@@ -71,8 +76,9 @@ inline void to_float(const TensorRef& from, std::int64_t first, std::int64_t cou
   if (is_quantised(from.dtype)) {
     const std::byte* row =
         from.bytes.data() + static_cast<std::size_t>(first / count) * dtype_row_bytes(from.dtype, count);
-    from.dtype == DType::int8 ? weight_format<Weights::int8>::decode_row(row, count, to)
-                              : weight_format<Weights::int4>::decode_row(row, count, to);
+    layout_of(from.dtype) == DType::int8 ? weight_format<Weights::int8>::decode_row(row, count, to)
+                                         : weight_format<Weights::int4>::decode_row(row, count, to);
+    if (is_rotated(from.dtype)) rotate(to, count);  // its own inverse
     return;
   }
   const std::byte* p = from.bytes.data() + static_cast<std::size_t>(first) * dtype_bytes(from.dtype);
@@ -92,12 +98,13 @@ inline void multiply_columns(float* row, std::int64_t cols, const float* by) {
   for (std::int64_t i = 0; by != nullptr && i < cols; ++i) row[i] *= by[i];
 }
 
-/// Writes a tensor in `format` to `to`, stored_bytes of it. Its columns are multiplied by `by` first, unless that is
-/// null.
+/// Writes a tensor in `format` to `to`, stored_bytes of it, as stored_as says. Its columns are multiplied by `by` first,
+/// unless that is null.
 template <class Exec>
 void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, std::byte* to,
                   const float* by = nullptr) {
   const StoredShape shape(t);
+  const bool rotated = is_rotated(stored_as(t.role, format));
   with_format(format, [&](auto w) {
     using Format = weight_format<w()>;
     const std::int64_t parts = std::min<std::int64_t>(shape.rows, 4 * exec.threads());
@@ -107,6 +114,7 @@ void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weight
       for (std::int64_t r = shape.rows * part / parts; r < shape.rows * (part + 1) / parts; ++r) {
         to_float(from, r * shape.cols, shape.cols, row);
         multiply_columns(row, shape.cols, by);
+        if (rotated) rotate(row, shape.cols);
         Format::encode_row(row, shape.cols, to + static_cast<std::size_t>(r) * Format::row_bytes(shape.cols));
       }
     });

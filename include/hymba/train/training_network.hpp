@@ -225,7 +225,7 @@ class TrainingNetwork {
     std::size_t shared_bytes = 0;
     for (const TrainedTensor& t : parameters_.tensors()) {
       if (t.spec.role == TensorRole::vector) continue;
-      shared_bytes = std::max(shared_bytes, gemm_shared_bytes<typename P::arch>(max_rows_, t.cols(), t.rows()));
+      shared_bytes = std::max(shared_bytes, gemm_shared_bytes<typename P::arch>(max_rows_, t.cols(), t.rows(), false));
     }
     scratch_.shared = arena.template take<std::byte>(shared_bytes);
   }

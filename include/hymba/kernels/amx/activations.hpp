@@ -47,14 +47,14 @@ struct PackedTokens {
     }
   }
 
-  /// The same as bytes, tiles 2048 bytes apart; scales [block][32], this tile's 16 of each.
-  static void pack_int8(MatrixView<const float> x, std::int64_t first, std::int64_t tokens, std::int8_t* to,
-                        float* scales) {
+  /// The same as bytes, of rotated rows or not, tiles 2048 bytes apart; scales [block][32], this tile's 16 of each.
+  static void pack_int8(MatrixView<const float> x, bool rotated, std::int64_t first, std::int64_t tokens,
+                        std::int8_t* to, float* scales) {
     alignas(64) std::int8_t rows[tile_rows][quantised_block];
     for (std::int64_t k = 0; k < x.cols; k += quantised_block, scales += height) {
       const std::int64_t deep = std::min(quantised_block, x.cols - k);
       for (std::int64_t r = 0; r < tile_rows; ++r) {
-        scales[r] = r < tokens ? quantise_activations(x.row(first + r) + k, deep, rows[r]) : 0.0f;
+        scales[r] = r < tokens ? quantise_activations(x.row(first + r) + k, deep, rows[r], rotated) : 0.0f;
         if (r >= tokens) std::fill_n(rows[r], quantised_block, std::int8_t{0});
       }
       for (std::int64_t s = 0; s < deep; s += byte_depth, to += 2048) {

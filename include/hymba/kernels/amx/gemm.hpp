@@ -97,7 +97,8 @@ struct kernel_for<op::GatedGemm, arch::amx<arch::simd<A>>> {
                   MatrixView<float> y, MatrixView<float> spare) {
     static_assert(simd::lanes<A> == 16, "hymba: arch::amx stands on an architecture of 512-bit vectors");
     if (x.rows == 0) return;
-    if (W == Weights::f16 || kernel_for<op::Gemm, arch::amx<arch::simd<A>>>::template dots_are_faster<W>(x.rows)) {
+    using Gemm = kernel_for<op::Gemm, arch::amx<arch::simd<A>>>;
+    if (W == Weights::f16 || gate.rotated != up.rotated || Gemm::template dots_are_faster<W>(x.rows)) {
       gated_gemm_in_parts<arch::amx<arch::simd<A>>>::run(exec, scratch, x, gate, up, y, spare);
     } else if constexpr (W != Weights::f16) {
       detail::amx::product<W>(exec, scratch, x, detail::amx::PairPanels<W>(gate, up), detail::amx::GatedSums<A>{y});

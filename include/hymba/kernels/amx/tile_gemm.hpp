@@ -107,7 +107,7 @@ struct TileGemm {
       exec.parallel_for(std::min(threads, columns),
                         [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
                           for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c)
-                            pack(here, c, packed, scales);
+                            pack(here, w.rotated(), c, packed, scales);
                         });
       // The fewest cuts of the weights with which every thread has as many tasks.
       const std::int64_t groups = units_of(panels, group_tokens / panel_rows);
@@ -133,11 +133,12 @@ struct TileGemm {
     std::int64_t first, last;
   };
 
-  static void pack(MatrixView<const float> x, std::int64_t column, Element* packed, float* scales) {
+  static void pack(MatrixView<const float> x, [[maybe_unused]] bool rotated, std::int64_t column, Element* packed,
+                   float* scales) {
     const std::int64_t first = column * tile_rows, tokens = std::min(tile_rows, x.rows - first);
     Element* const to = packed + column / 2 * steps_of(x.cols) * 2 * tile + column % 2 * tile;
     if constexpr (bytes) {
-      PackedTokens::pack_int8(x, first, tokens, to,
+      PackedTokens::pack_int8(x, rotated, first, tokens, to,
                               scales + column / 2 * PackedTokens::panel_scales(x.cols) + column % 2 * tile_rows);
     } else {
       PackedTokens::pack_bf16(x, first, tokens, to);
@@ -415,7 +416,7 @@ struct TileGemm {
     auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64 + quantised_blocks(in) * 64);
     for (std::int64_t k = 0; k < in; k += bytes ? quantised_block : depth) {
       if constexpr (bytes) {
-        scales[k / quantised_block] = quantise_activations(x + k, std::min(quantised_block, in - k), row + k);
+        scales[k / quantised_block] = quantise_activations(x + k, std::min(quantised_block, in - k), row + k, w.rotated());
       } else {
         _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
       }

@@ -44,6 +44,7 @@ class RowPanels {
   static constexpr std::int64_t pair_units = 2;
   explicit RowPanels(const WeightMatrix<W>& w) : w_(w) {}
   std::int64_t rows() const { return w_.rows; }
+  bool rotated() const { return w_.rotated; }
   std::int64_t panels() const { return units_of(w_.rows, panel_rows); }
   std::int64_t units() const { return units_of(w_.rows, tile_rows); }
   PanelHalves<W> panel(std::int64_t p) const { return pair(2 * p, 2 * p + 2); }
@@ -59,13 +60,14 @@ class RowPanels {
   WeightMatrix<W> w_;
 };
 
-/// The same rows of two matrices of one shape, beside each other. A unit is a pair.
+/// The same rows of two matrices of one shape, rotated or not both, beside each other. A unit is a pair.
 template <Weights W>
 class PairPanels {
  public:
   static constexpr std::int64_t pair_units = 1;
   PairPanels(const WeightMatrix<W>& first, const WeightMatrix<W>& second) : first_(first), second_(second) {}
   std::int64_t rows() const { return 2 * first_.rows; }
+  bool rotated() const { return first_.rotated; }
   std::int64_t panels() const { return units_of(first_.rows, tile_rows); }
   std::int64_t units() const { return panels(); }
   PanelHalves<W> panel(std::int64_t p) const { return pair(p, p + 1); }

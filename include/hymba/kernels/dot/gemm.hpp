@@ -63,11 +63,11 @@ struct Tokens {
   /// Where block `block` of a token is in scales and excess, and, times 256, in bytes.
   std::int64_t at(std::int64_t token, std::int64_t block) const { return block * count + token; }
 
-  void quantise(std::int64_t token, const float* x, std::int64_t cols) const {
+  void quantise(std::int64_t token, const float* x, std::int64_t cols, bool rotated) const {
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t here = std::min(quantised_block, cols - b * quantised_block);
       std::int8_t* const to = bytes + at(token, b) * quantised_block;
-      scales[at(token, b)] = quantise_activations(x + b * quantised_block, here, to);
+      scales[at(token, b)] = quantise_activations(x + b * quantised_block, here, to, rotated);
       std::int32_t sum = 0;
       if constexpr (Unit::offset != 0) {
         for (std::int64_t i = 0; i < round_up(here, line); ++i) sum += to[i];
@@ -224,7 +224,7 @@ struct DotGemm {
       // Every thread quantises the token for itself: less work than to wait for one that does.
       exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
         const Tokens<Unit> tokens(scratch.of<std::byte>(thread), 1, w.cols);
-        tokens.quantise(0, x.row(0), w.cols);
+        tokens.quantise(0, x.row(0), w.cols, w.rotated);
         few(tokens, 1, w, bias, y, store, first_row(task), first_row(task + 1));
       });
       return;
@@ -236,7 +236,7 @@ struct DotGemm {
       exec.parallel_for(parts_of_tokens, [&](std::int64_t task, int) noexcept {
         const std::int64_t last = count * (task + 1) / parts_of_tokens;
         for (std::int64_t t = count * task / parts_of_tokens; t < last; ++t) {
-          tokens.quantise(t, x.row(t0 + t), w.cols);
+          tokens.quantise(t, x.row(t0 + t), w.cols, w.rotated);
         }
       });
       const MatrixView<float> out = y.row_range(t0, count);
@@ -548,7 +548,7 @@ struct kernel_for<op::Gemm, arch::dot<Base>> {
   }
   static constexpr std::size_t shared_bytes(std::int64_t rows, std::int64_t in, std::int64_t out) {
     std::size_t bytes = std::max(detail::dot::DotGemm<detail::dot::Best, Weights::int8>::shared_bytes(rows, in),
-                                 gemm_shared_bytes<Base>(rows, in, out));
+                                 gemm_shared_bytes<Base>(rows, in, out, false));
 #if HYMBA_DOT_BF16
     bytes = std::max(bytes, detail::dot::Bf16Gemm::shared_bytes(rows, in));
 #endif
