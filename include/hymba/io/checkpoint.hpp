@@ -133,7 +133,10 @@ struct SaveOptions {
 /// expressed; ArgumentError when a tensor's bytes do not fit its shape, or names are not unique.
 inline void save_checkpoint(const std::filesystem::path& folder, const Description& description,
                             std::span<const TensorToWrite> tensors, const SaveOptions& options = {}) {
-  std::array<std::uint64_t, 5> of_dtype{};
+  // Of the scalar types alone: quantised rows have no name in config.json, and say themselves what they are.
+  constexpr std::array<std::pair<DType, const char*>, 3> torch_names{
+      {{DType::f32, "float32"}, {DType::f16, "float16"}, {DType::bf16, "bfloat16"}}};
+  std::array<std::uint64_t, torch_names.size()> of_dtype{};
   std::uint64_t total = 0;
   std::vector<std::vector<TensorToWrite>> shards(1);
   std::uint64_t in_shard = 0;
@@ -149,12 +152,12 @@ inline void save_checkpoint(const std::filesystem::path& folder, const Descripti
     shards.back().push_back(t);
     in_shard += t.bytes.size();
     total += t.bytes.size();
-    of_dtype[static_cast<std::size_t>(t.dtype)] += t.bytes.size();
+    for (std::size_t i = 0; i < torch_names.size(); ++i) {
+      if (t.dtype == torch_names[i].first) of_dtype[i] += t.bytes.size();
+    }
   }
-  constexpr std::array<const char*, 3> torch_names{"float32", "float16", "bfloat16"};
-  // Of the scalar types: quantised rows have no name there, and say themselves what they are.
-  const auto commonest = std::max_element(of_dtype.begin(), of_dtype.begin() + torch_names.size()) - of_dtype.begin();
-  const std::string config = config_text(description, torch_names[static_cast<std::size_t>(commonest)]);
+  const auto commonest = std::max_element(of_dtype.begin(), of_dtype.end()) - of_dtype.begin();
+  const std::string config = config_text(description, torch_names[static_cast<std::size_t>(commonest)].second);
 
   std::error_code error;
   std::filesystem::create_directories(folder, error);
