@@ -77,7 +77,7 @@ struct Tokens {
   }
 };
 
-/// Weights as registers of shifted bytes.
+/// Weights as registers of shifted bytes, and how these are multiplied.
 template <class Unit, Weights W>
 struct Rows;
 
@@ -88,12 +88,15 @@ struct Rows<Unit, Weights::int8> {
     const std::byte* values;
     HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t, std::int64_t block)
         : values(row + block * quantised_block) {}
-    /// Register `Part` of line `Line` of the block.
-    template <int Line, int Part>
-    HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
-      return Unit::shifted(Unit::load(values + Line * line + Part * 4 * Unit::lanes));
+    /// Register `part` of line `l` of the block.
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int l, int part) const {
+      return Unit::shifted(Unit::load(values + l * line + part * 4 * Unit::lanes));
     }
   };
+  static HYMBA_ALWAYS_INLINE typename Unit::Ints dot(typename Unit::Ints sum, typename Unit::Bytes w,
+                                                     typename Unit::Bytes x) {
+    return Unit::dot(sum, w, x);
+  }
 };
 
 template <class Unit>
@@ -102,15 +105,18 @@ struct Rows<Unit, Weights::int4> {
     const std::byte *values, *codes;
     HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t cols, std::int64_t block)
         : values(row + block * (quantised_block / 2)), codes(Int4Rows::codes(row, cols, block)) {}
-    template <int Line, int Part>
-    HYMBA_ALWAYS_INLINE typename Unit::Bytes load() const {
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int l, int part) const {
       // A line of memory has the first of two lines of columns in its low halves. A line of columns has two codes.
-      const typename Unit::Bytes stored = Unit::load(values + Line / 2 * line + Part * 4 * Unit::lanes);
+      const typename Unit::Bytes stored = Unit::load(values + l / 2 * line + part * 4 * Unit::lanes);
       const auto levels = [&](int i) { return int4_table<Unit::offset>.at[std::to_integer<unsigned>(codes[i])]; };
-      return Unit::look_up(Unit::template table<Part>(levels(2 * Line), levels(2 * Line + 1)),
-                           Line % 2 == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
+      return Unit::look_up(Unit::table(part, levels(2 * l), levels(2 * l + 1)),
+                           l % 2 == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
     }
   };
+  static HYMBA_ALWAYS_INLINE typename Unit::Ints dot(typename Unit::Ints sum, typename Unit::Bytes w,
+                                                     typename Unit::Bytes x) {
+    return Unit::dot_levels(sum, w, x);
+  }
 };
 
 /// Products of a packed block of weights.
@@ -349,14 +355,8 @@ struct DotGemm {
       Ints quads[held][N][L / 4];
       for (std::int64_t q = 0; q < L / 4; ++q) {
         // Rows past the end repeat the last one; their sums are dropped.
-        const std::byte* row[4];
-        for (std::int64_t r = 0; r < 4; ++r) row[r] = w.row(o + std::min(4 * q + r, valid - 1));
-        for (std::int64_t b = b0; b < end; ++b) {
-          ahead.fetch(share);
-          Ints sums[N][4];
-          block_of_four(row, w.cols, tokens, b, sums);
-          unrolled<N>([&](auto n) { quads[b - b0][n][q] = fold_to_quads(sums[n]); });
-        }
+        const auto row = [&](std::int64_t r) { return w.row(o + std::min(4 * q + r, valid - 1)); };
+        four_rows<N>(row(0), row(1), row(2), row(3), w.cols, tokens, b0, end, ahead, share, &quads[0][0][q]);
       }
       for (std::int64_t b = b0; b < end; ++b) {
         const Floats scale = scales.next(b);
@@ -371,40 +371,74 @@ struct DotGemm {
     unrolled<N>([&](auto n) { write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store); });
   }
 
-  /// sums[n][r]: block `block` of row r times token n, along the lanes. Rows taken at once share what is read of the
-  /// tokens.
+  /// Blocks [b0, end) of four rows times N tokens, folded: those of block b and token n at to[((b - b0) * N + n) * L / 4].
+  /// A function of its own, or GCC keeps the rows in memory.
+  template <int N>
+  static HYMBA_NEVER_INLINE void four_rows(const std::byte* row0, const std::byte* row1, const std::byte* row2,
+                                           const std::byte* row3, std::int64_t cols, const Tokens<Unit>& tokens,
+                                           std::int64_t b0, std::int64_t end, BytesToRead& ahead, std::int64_t share,
+                                           Ints* to) {
+    const std::byte* const row[4] = {row0, row1, row2, row3};
+    BytesToRead to_read = ahead;
+    for (std::int64_t b = b0; b < end; ++b) {
+      to_read.fetch(share);
+      Ints sums[N][4];
+      block_of_four(row, cols, tokens, b, sums);
+      unrolled<N>([&](auto n) { to[n * (L / 4)] = fold_to_quads(sums[n]); });
+      to += N * (L / 4);
+    }
+    ahead = to_read;
+  }
+
+  /// sums[n][r]: block `block` of row r times token n, along the lanes.
   template <int N>
   static HYMBA_ALWAYS_INLINE void block_of_four(const std::byte* const (&row)[4], std::int64_t cols,
+                                                const Tokens<Unit>& tokens, std::int64_t block, Ints (&sums)[N][4]) {
+    static_assert(block_lines == 4);
+    switch (std::min(block_lines, units_of(cols - block * quantised_block, line))) {
+      case 4: return lines_of_four<4>(row, cols, tokens, block, sums);
+      case 3: return lines_of_four<3>(row, cols, tokens, block, sums);
+      case 2: return lines_of_four<2>(row, cols, tokens, block, sums);
+      default: return lines_of_four<1>(row, cols, tokens, block, sums);
+    }
+  }
+
+  /// Of a block of `Lines` lines. Rows taken at once share what is read of the tokens. Loops instead of `unrolled`, whose
+  /// bodies GCC makes functions of when there are many.
+  template <int Lines, int N>
+  static HYMBA_ALWAYS_INLINE void lines_of_four(const std::byte* const (&row)[4], std::int64_t cols,
                                                 const Tokens<Unit>& tokens, std::int64_t block, Ints (&sums)[N][4]) {
     constexpr int at_once = N == 1 ? 4 : N < 4 ? 2 : 1;
     static_assert(4 % at_once == 0);
     const std::int8_t* const x = tokens.bytes + tokens.at(0, block) * quantised_block;
-    const auto of_lines = [&](auto lines) {
-      // Not unrolled, or GCC keeps what it read of the tokens, for which there are not enough registers.
+    // Not unrolled, or GCC keeps what it read of the tokens, for which there are not enough registers.
 #pragma GCC unroll 1
-      for (int turn = 0; turn < 4; turn += at_once) {
-        Ints sum[N][at_once];
-        unrolled<N>([&](auto n) { unrolled<at_once>([&](auto r) { sum[n][r] = Unit::same(0); }); });
-        unrolled<lines()>([&](auto l) {
-          unrolled<parts>([&](auto part) {
-            Bytes xs[N];
-            unrolled<N>([&](auto n) { xs[n] = Unit::load(x + n * quantised_block + l * line + part * 4 * L); });
-            unrolled<at_once>([&](auto r) {
-              const typename Rows<Unit, W>::Block weights(row[turn + r], cols, block);
-              const Bytes v = weights.template load<l(), part()>();
-              unrolled<N>([&](auto n) { sum[n][r] = Unit::dot(sum[n][r], v, xs[n]); });
-            });
-          });
-        });
-        unrolled<N>([&](auto n) { unrolled<at_once>([&](auto r) { sums[n][turn + r] = sum[n][r]; }); });
+    for (int first = 0; first < 4; first += at_once) {
+      Ints sum[N][at_once];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+        for (int r = 0; r < at_once; ++r) sum[n][r] = Unit::same(0);
       }
-    };
-    static_assert(block_lines == 4);
-    switch (std::min(block_lines, units_of(cols - block * quantised_block, line))) {
-      case 4: return of_lines(std::integral_constant<int, 4>{});
-      case 3: return of_lines(std::integral_constant<int, 3>{});
-      case 2: return of_lines(std::integral_constant<int, 2>{});
-      default: return of_lines(std::integral_constant<int, 1>{});
+#pragma GCC unroll 16
+      for (int i = 0; i < Lines * parts; ++i) {
+        const int l = i / parts, part = i % parts;
+        Bytes xs[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) xs[n] = Unit::load(x + n * quantised_block + l * line + part * 4 * L);
+#pragma GCC unroll 4
+        for (int r = 0; r < at_once; ++r) {
+          const typename Rows<Unit, W>::Block weights(row[first + r], cols, block);
+          const Bytes v = weights.load(l, part);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) sum[n][r] = Rows<Unit, W>::dot(sum[n][r], v, xs[n]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+        for (int r = 0; r < at_once; ++r) sums[n][first + r] = sum[n][r];
+      }
     }
   }
 
@@ -505,7 +539,7 @@ struct DotGemm {
           Ints square[L];
           unrolled<static_cast<int>(L)>([&](auto r) {
             const std::byte* const row = w.row(o + std::min<std::int64_t>(v * L + r, valid - 1));
-            square[r] = Unit::words(typename Rows<Unit, W>::Block(row, w.cols, block).template load<l(), part()>());
+            square[r] = Unit::words(typename Rows<Unit, W>::Block(row, w.cols, block).load(l, part));
           });
           transpose(square);
           std::int8_t* const out = to + ((l * line / 4 + part * L) * panel_vectors + v) * 4 * L;

@@ -13,10 +13,10 @@
 //   shifted(w)              signed weights, the offset added
 //   dot(sum, w, x)          sum + four products of shifted weights and signed bytes in each lane; exact as long as no
 //                           weight is beyond [-128, 127] and no x beyond [-127, 127]
+//   dot_levels(sum, w, x)   the same, of weights from int4_table: none is -128
 //   low_halves, high_halves the halves of 4 L bytes, each a byte
-//   look_up(table, halves)  table[half] for every byte; table(p, q) makes one of the 16 bytes at p for the first half
-//   of a
-//                           line of 64 bytes and of those at q for the second, in the register at `part` of the line
+//   look_up(table, halves)  table[half] for every byte; table(part, p, q) makes one of the 16 bytes at p for the first
+//                           half of a line of 64 bytes and of those at q for the second, in register `part` of the line
 //   words(v)                the bytes' registers as integers' ones, for kernels/transpose.hpp
 //   floats(v)               the lanes of integers' registers as floats, bit for bit
 //   scales(p, stride, n)    L floats `stride` bytes apart, of which the first n exist; any number for the others
@@ -81,11 +81,11 @@ struct Avx512Vnni {
     return _mm512_dpbusd_epi32(sum, w, x);
 #endif
   }
+  static HYMBA_ALWAYS_INLINE Ints dot_levels(Ints sum, Bytes w, Bytes x) { return dot(sum, w, x); }
 
   static HYMBA_ALWAYS_INLINE Bytes low_halves(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static HYMBA_ALWAYS_INLINE Bytes high_halves(Bytes v) { return low_halves(_mm512_srli_epi16(v, 4)); }
-  template <int>
-  static HYMBA_ALWAYS_INLINE Bytes table(const std::int8_t* p, const std::int8_t* q) {
+  static HYMBA_ALWAYS_INLINE Bytes table(int, const std::int8_t* p, const std::int8_t* q) {
     const auto at = [](const std::int8_t* t) { return _mm_load_si128(reinterpret_cast<const __m128i*>(t)); };
     return _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(at(p)), 0xff00, at(q));
   }
@@ -131,9 +131,8 @@ struct Avx2Registers {
 
   static HYMBA_ALWAYS_INLINE Bytes low_halves(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static HYMBA_ALWAYS_INLINE Bytes high_halves(Bytes v) { return low_halves(_mm256_srli_epi16(v, 4)); }
-  template <int Part>
-  static HYMBA_ALWAYS_INLINE Bytes table(const std::int8_t* p, const std::int8_t* q) {
-    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(Part == 0 ? p : q)));
+  static HYMBA_ALWAYS_INLINE Bytes table(int part, const std::int8_t* p, const std::int8_t* q) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(part == 0 ? p : q)));
   }
   static HYMBA_ALWAYS_INLINE Bytes look_up(Bytes table, Bytes halves) { return _mm256_shuffle_epi8(table, halves); }
 
@@ -179,19 +178,40 @@ struct AvxVnni : Avx2Registers {
     return _mm256_dpbusd_avx_epi32(sum, w, x);
 #endif
   }
+  static HYMBA_ALWAYS_INLINE Ints dot_levels(Ints sum, Bytes w, Bytes x) { return dot(sum, w, x); }
 };
 using Best = AvxVnni;
 #else
 /// Without dot products: vpmaddubsw sums two of unsigned by signed bytes in 16 bits, where 255 * 127 twice does not
-/// fit, but 128 * 127 twice does. So the sign goes from the weights to the other operand.
+/// fit, but 128 * 127 twice does. So the sign goes from one operand to the other: from x, whose magnitudes several
+/// weights share, unless a weight may be -128, which has no opposite.
 struct Avx2 : Avx2Registers {
   static constexpr const char* name = "AVX2";
   static constexpr int offset = 0;
   static constexpr int panel_vectors = 2, panel_tokens = 4;
   static HYMBA_ALWAYS_INLINE Bytes shifted(Bytes w) { return w; }
   static HYMBA_ALWAYS_INLINE Ints dot(Ints sum, Bytes w, Bytes x) {
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_products(sum, _mm256_abs_epi8(w), x, w);
+  }
+  static HYMBA_ALWAYS_INLINE Ints dot_levels(Ints sum, Bytes w, Bytes x) {
+    return add_products(sum, _mm256_abs_epi8(x), w, x);
+  }
+
+ private:
+  /// sum + the sums of four of magnitude times `with`, on which the sign of `of` goes.
+  static HYMBA_ALWAYS_INLINE Ints add_products(Ints sum, Bytes magnitude, Bytes with, Bytes of) {
+    const __m256i ones = _mm256_set1_epi16(1);
+#if defined(__GNUC__) && !defined(__clang__)
+    // GCC adds the products of many lines in an order of its own, with more of them waiting than there are registers.
+    __m256i products;
+    __asm__("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(sum), "=&x"(products)
+            : "x"(with), "x"(of), "x"(magnitude), "x"(ones));
+    return sum;
+#else
+    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(with, of));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+#endif
   }
 };
 using Best = Avx2;
@@ -216,14 +236,14 @@ struct NeonDot {
   }
   static HYMBA_ALWAYS_INLINE Bytes shifted(Bytes w) { return w; }
   static HYMBA_ALWAYS_INLINE Ints dot(Ints sum, Bytes w, Bytes x) { return vdotq_s32(sum, w, x); }
+  static HYMBA_ALWAYS_INLINE Ints dot_levels(Ints sum, Bytes w, Bytes x) { return dot(sum, w, x); }
 
   static HYMBA_ALWAYS_INLINE Bytes low_halves(Bytes v) { return vandq_s8(v, vdupq_n_s8(15)); }
   static HYMBA_ALWAYS_INLINE Bytes high_halves(Bytes v) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
   }
-  template <int Part>
-  static HYMBA_ALWAYS_INLINE Bytes table(const std::int8_t* p, const std::int8_t* q) {
-    return vld1q_s8(Part < 2 ? p : q);
+  static HYMBA_ALWAYS_INLINE Bytes table(int part, const std::int8_t* p, const std::int8_t* q) {
+    return vld1q_s8(part < 2 ? p : q);
   }
   static HYMBA_ALWAYS_INLINE Bytes look_up(Bytes table, Bytes halves) {
     return vqtbl1q_s8(table, vreinterpretq_u8_s8(halves));
