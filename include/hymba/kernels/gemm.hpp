@@ -472,7 +472,11 @@ struct GemmAlongColumns {
     for (std::int64_t s = 0; s < steps; ++s) {
       Vector xs[packed_n];
 #pragma GCC unroll 8
-      for (int n = 0; n < packed_n; ++n) xs[n] = Unit::load_aligned(x + n * C);
+      for (int n = 0; n < packed_n; ++n) {
+        Vector v = Unit::load_aligned(x + n * C);  // pinned in an array it would be stored
+        Unit::pin(v);
+        xs[n] = v;
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) {
         Vector ws = Unit::load_aligned(w + r * C);
