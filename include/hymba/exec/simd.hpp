@@ -526,13 +526,14 @@ HYMBA_ALWAYS_INLINE void store_partial(T* to, const floats<A>& v, std::int64_t c
   for (std::int64_t i = 0; i < count; ++i) to[i] = all[i];
 }
 
-/// Makes the compiler hold `v` in a register from here on. Without it GCC repeats a load in each operation that uses
+/// `v`, which the compiler holds in a register from here on. Without it GCC repeats a load in each operation that uses
 /// the value when registers run short, and loads become the limit.
 template <class A>
-HYMBA_ALWAYS_INLINE void pin([[maybe_unused]] floats<A>& v) {
+HYMBA_ALWAYS_INLINE floats<A> pinned(floats<A> v) {
 #if defined(HYMBA_SIMD_X86) && defined(__GNUC__) && !defined(__clang__)
   if constexpr (registers<A> == 16) __asm__("" : "+x"(v.data));
 #endif
+  return v;
 }
 
 /// Hints that the cache line at `p` is read soon, into cache level `Level` (1 or 2). Any address is allowed.

@@ -136,7 +136,7 @@ namespace detail {
 ///   load, load_partial      numbers of any type that rows have, converted; load_partial as simd::load_partial
 ///   store, zero, no_sums    Vector to memory, one of zeros; sums of nothing
 ///   multiply_add(w, x, s)   s and the products of w and x
-///   pin(v)                  as simd::pin
+///   pinned(v)               as simd::pinned
 template <class Arch>
 struct FloatUnit {
   using A = Arch;
@@ -161,7 +161,7 @@ struct FloatUnit {
   static HYMBA_ALWAYS_INLINE Sums multiply_add(const Vector& w, const Vector& x, const Sums& sums) {
     return simd::fma<A>(w, x, sums);
   }
-  static HYMBA_ALWAYS_INLINE void pin(Vector& v) { simd::pin<A>(v); }
+  static HYMBA_ALWAYS_INLINE Vector pinned(const Vector& v) { return simd::pinned<A>(v); }
 };
 
 /// op::Gemm on vectors that run along the columns, by `Unit`.
@@ -298,11 +298,10 @@ struct GemmAlongColumns {
       for (; k < stop; k += C) {
         Vector xs[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) xs[n] = Unit::load(x + n * stride + k);
+        for (int n = 0; n < N; ++n) xs[n] = Unit::pinned(Unit::load(x + n * stride + k));
 #pragma GCC unroll 8
         for (int r = 0; r < direct_r; ++r) {
-          Vector ws = rows.load(r, k);
-          Unit::pin(ws);
+          const Vector ws = Unit::pinned(rows.load(r, k));
 #pragma GCC unroll 8
           for (int n = 0; n < N; ++n) acc[n][r] = Unit::multiply_add(ws, xs[n], acc[n][r]);
         }
@@ -472,15 +471,10 @@ struct GemmAlongColumns {
     for (std::int64_t s = 0; s < steps; ++s) {
       Vector xs[packed_n];
 #pragma GCC unroll 8
-      for (int n = 0; n < packed_n; ++n) {
-        Vector v = Unit::load_aligned(x + n * C);  // pinned in an array it would be stored
-        Unit::pin(v);
-        xs[n] = v;
-      }
+      for (int n = 0; n < packed_n; ++n) xs[n] = Unit::pinned(Unit::load_aligned(x + n * C));
 #pragma GCC unroll 8
       for (int r = 0; r < packed_r; ++r) {
-        Vector ws = Unit::load_aligned(w + r * C);
-        Unit::pin(ws);
+        const Vector ws = Unit::pinned(Unit::load_aligned(w + r * C));
 #pragma GCC unroll 8
         for (int n = 0; n < packed_n; ++n) acc[n][r] = Unit::multiply_add(ws, xs[n], acc[n][r]);
       }

@@ -54,7 +54,7 @@ struct Bf16Unit {
     return Sums(_mm512_dpbf16_ps(sums.data, (__m512bh)w, (__m512bh)x));
 #endif
   }
-  static HYMBA_ALWAYS_INLINE void pin(Vector&) {}
+  static HYMBA_ALWAYS_INLINE Vector pinned(const Vector& v) { return v; }
 };
 static_assert(simd::lanes<Bf16Unit::A> == Bf16Unit::lanes);
 
@@ -87,7 +87,7 @@ struct Bf16Unit {
   static HYMBA_ALWAYS_INLINE Sums multiply_add(Vector w, Vector x, const Sums& sums) {
     return Sums(vbfdotq_f32(sums.data, w, x));
   }
-  static HYMBA_ALWAYS_INLINE void pin(Vector&) {}
+  static HYMBA_ALWAYS_INLINE Vector pinned(const Vector& v) { return v; }
 
  private:
   /// Zeros in place of subnormals, of which the nearest bf16 may be normal: as the other units do.

@@ -55,11 +55,10 @@ HYMBA_ALWAYS_INLINE void outer_product(std::int64_t k, const float* a, std::int6
       simd::floats<A> row[V];
       unrolled<V>([&](auto v) {
         if constexpr (Partial && v == V - 1) {
-          row[v] = simd::load_partial<A>(b + v * L, last);
+          row[v] = simd::pinned<A>(simd::load_partial<A>(b + v * L, last));
         } else {
-          row[v] = simd::load<A>(b + v * L);
+          row[v] = simd::pinned<A>(simd::load<A>(b + v * L));
         }
-        simd::pin<A>(row[v]);
       });
       unrolled<R>([&](auto r) {
         const simd::floats<A> element = simd::broadcast<A>(from[r / 3][(r % 3) * row_stride]);
