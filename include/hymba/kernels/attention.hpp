@@ -186,7 +186,7 @@ struct AttentionSimd {
     unrolled<score_keys>([&](auto i) { unrolled<N>([&](auto j) { sum[i][j] = simd::zero<A>(); }); });
     for (std::int64_t d = 0; d < width; ++d) {
       V q[N];
-      unrolled<N>([&](auto j) { q[j] = simd::load<A>(queries + d * panel + j * L); });
+      unrolled<N>([&](auto j) { q[j] = simd::pinned<A>(simd::load<A>(queries + d * panel + j * L)); });
       unrolled<score_keys>([&](auto i) {
         const V k(keys[i][d]);
         unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(k, q[j], sum[i][j]); });
@@ -214,7 +214,7 @@ struct AttentionSimd {
     for (std::int64_t k = 0; k < count; ++k) {
       if constexpr (Fetch) ahead.with_values(k);
       V v[N];
-      unrolled<N>([&](auto j) { v[j] = simd::load<A>(values + k * value_row + j * L); });
+      unrolled<N>([&](auto j) { v[j] = simd::pinned<A>(simd::load<A>(values + k * value_row + j * L)); });
       unrolled<R>([&](auto i) {
         const V w(weights[k * panel + i]);
         unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(w, v[j], sum[i][j]); });
