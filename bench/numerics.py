@@ -179,7 +179,7 @@ def kinds_of(quantised):
     for key, value in read_header(os.path.join(quantised, "model.safetensors"))[0]["__metadata__"].items():
         if key.startswith("hymba.rows."):
             kind = re.sub(r"^model\.layers\.\d+\.", "", key[len("hymba.rows."):])
-            kinds.setdefault(kind, [value.split(":")[0], 0])[1] += 1
+            kinds.setdefault(kind, [re.split("[.:]", value)[0], 0])[1] += 1
     return kinds
 
 

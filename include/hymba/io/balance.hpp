@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -87,6 +88,11 @@ class Balance {
     if (found == readers_.end()) return;
     std::vector<float>& factors = factors_[found->second];
     if (factors.empty()) factors = balancing_factors(moments);
+  }
+  /// The number of the matrices that read the same as this one, if it is known what it reads.
+  std::optional<std::size_t> group(const std::string& reader) const {
+    const auto found = readers_.find(reader);
+    return found == readers_.end() ? std::nullopt : std::optional(found->second);
   }
   /// What the columns of a matrix are multiplied by; null: by nothing.
   const float* multiplied(const std::string& reader) const { return factors_of(readers_, reader); }

@@ -122,12 +122,12 @@ void descend(const FeedbackFactor& factor, std::int64_t cols, const float* weigh
 /// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are
 /// near a level, which hardly matters to weights as training leaves them, and does to those that were quantised before.
 /// Columns are multiplied by `by` [cols] first, unless that is null, and then rows rotated where `rotated` says so.
-/// @pre the factor has the matrix's columns, and was made for rotated ones or not likewise.
+/// Returns the sum of e^T H e over the rows. @pre the factor has the matrix's columns, and was made for rotated ones or not likewise.
 template <Weights W, class Exec>
-requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const StoredShape& shape,
-                                                               const TensorRef& from, const FeedbackFactor& factor,
-                                                               std::byte* to, bool rotated,
-                                                               const float* by = nullptr) {
+requires(weight_format<W>::quantised) double store_with_feedback(Exec& exec, const StoredShape& shape,
+                                                                 const TensorRef& from, const FeedbackFactor& factor,
+                                                                 std::byte* to, bool rotated,
+                                                                 const float* by = nullptr) {
   using Format = weight_format<W>;
   using Encoder = typename Format::Encoder;
   constexpr std::int64_t rows_most = 4096, block = quantised_block;
@@ -140,6 +140,7 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
   std::vector<std::byte> tried;
   std::vector<double> least;
   std::vector<float> importance(static_cast<std::size_t>(cols));
+  double total = 0;
   for (std::int64_t first_row = 0; first_row < shape.rows; first_row += rows_most) {
     const std::int64_t rows = std::min(rows_most, shape.rows - first_row);
     const auto count_of_rows = static_cast<std::size_t>(rows);
@@ -209,7 +210,9 @@ requires(weight_format<W>::quantised) void store_with_feedback(Exec& exec, const
         std::memcpy(out + i * row_bytes, tried.data() + i * row_bytes, row_bytes);
       });
     }
+    for (const double of_row : least) total += of_row;
   }
+  return total;
 }
 
 }  // namespace detail

@@ -12,6 +12,7 @@
 #include <hymba/io/architecture_from.hpp>
 #include <hymba/io/balance.hpp>
 #include <hymba/io/checkpoint.hpp>
+#include <hymba/io/cost_of_rounding.hpp>
 #include <hymba/io/error_feedback.hpp>
 #include <hymba/model/declared_tensors.hpp>
 #include <hymba/model/store_tensor.hpp>
@@ -22,6 +23,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,7 +56,8 @@ inline void divide_rows(const TensorSpec& spec, std::byte* stored, const float* 
 /// fine_weights of it, everything else in F32. Quantised matrices whose moments are given are rounded for the least
 /// error of their products (io/error_feedback.hpp), others for the least error of their numbers. With int8 and moments
 /// large columns of activations are made smaller (io/balance.hpp), which changes other tensors too; int4 lost more by
-/// that than it gained where it was tried (docs/numerics.md).
+/// that than it gained where it was tried (docs/numerics.md). Matrices in int4 are rotated where that makes the products'
+/// error less (io/cost_of_rounding.hpp), without moments unless it makes the weights' much larger.
 /// @param source names the table in errors.
 /// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or moments do not fit;
 /// whatever `moments` throws.
@@ -81,11 +84,12 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
   for (const DeclaredTensor& t : declared.all) {
     const Weights kept = detail::stored_format(t.spec.role, format);
     const std::size_t size = detail::stored_bytes(t.spec, kept);
-    out.tensors[t.name] = {detail::stored_as(t.spec.role, kept), t.shape(), {next, size}};
+    out.tensors[t.name] = {detail::type_to_store(t.spec, *table.find(t.name), kept), t.shape(), {next, size}};
     places.emplace(t.name, Place{&t, next});
     next += aligned_size(size);
   }
   detail::Balance balance(a, declared);
+  std::map<std::size_t, bool> group_rotated;  // by Balance's groups
   const auto with_feedback = [&](const std::string& name, MatrixView<const float> of) {
     const auto found = places.find(name);
     if (found == places.end()) return;
@@ -99,10 +103,29 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
       if constexpr (weight_format<w()>::quantised) {
         if (format == Weights::int8) balance.choose(name, of);
         const float* const by = balance.multiplied(name);
-        const bool rotated = is_rotated(detail::stored_as(spec.role, w()));
-        const auto factor = detail::FeedbackFactor::of(of, rotated, by);
-        if (!factor) return;
-        detail::store_with_feedback<w()>(exec, shape, *table.find(name), *factor, found->second.to, rotated, by);
+        const TensorRef& from = *table.find(name);
+        DType& type = out.tensors[name].dtype;
+        std::optional<detail::FeedbackFactor> factors[2];
+        const auto factor = [&](bool rotated) -> const std::optional<detail::FeedbackFactor>& {
+          if (!factors[rotated]) factors[rotated] = detail::FeedbackFactor::of(of, rotated, by);
+          return factors[rotated];
+        };
+        bool rotated = is_rotated(type);
+        if constexpr (w() == Weights::int4) {
+          const auto cost = [&](bool r) { return detail::cost_of_rounding<w()>(exec, shape, from, *factor(r), r); };
+          // Matrices that read the same are rotated alike, as the first of them: their products then share what they read.
+          const auto group = balance.group(name);
+          const auto decided = group ? group_rotated.find(*group) : group_rotated.end();
+          if (decided != group_rotated.end()) {
+            rotated = decided->second;
+          } else if (factor(false) && factor(true)) {
+            rotated = cost(true) < cost(false);
+            if (group) group_rotated.emplace(*group, rotated);
+          }
+        }
+        if (!factor(rotated)) return;
+        detail::store_with_feedback<w()>(exec, shape, from, *factor(rotated), found->second.to, rotated, by);
+        type = rotated_if(rotated, layout_of(type));
         found->second.done = true;
       }
     });
@@ -111,7 +134,10 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
   for (const auto& [name, place] : places) {
     const TensorSpec& spec = place.tensor->spec;
     const Weights kept = detail::stored_format(spec.role, format);
-    if (!place.done) detail::store_tensor(exec, spec, *table.find(name), kept, place.to, balance.multiplied(name));
+    if (!place.done) {
+      detail::store_tensor(exec, spec, *table.find(name), kept, is_rotated(out.tensors[name].dtype), place.to,
+                           balance.multiplied(name));
+    }
     if (const float* const by = balance.divided(name)) detail::divide_rows(spec, place.to, by);
   }
   out.owner = std::move(memory);

@@ -168,8 +168,8 @@ class ModelData {
         t.parameter.rotated = is_rotated(from.dtype);
       } else {
         t.parameter.data = next;
-        t.parameter.rotated = is_rotated(detail::stored_as(t.spec.role, stored_format(t.spec)));
-        detail::store_tensor(all, t.spec, from, stored_format(t.spec), next);
+        t.parameter.rotated = is_rotated(detail::type_to_store(t.spec, from, stored_format(t.spec)));
+        detail::store_tensor(all, t.spec, from, stored_format(t.spec), t.parameter.rotated, next);
         next += aligned_size(stored_bytes(t.spec));
       }
       print.add(t.name);

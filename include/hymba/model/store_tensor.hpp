@@ -26,9 +26,9 @@ constexpr Weights stored_format(TensorRole role, Weights w) {
   return role == TensorRole::vector ? Weights::f32 : role == TensorRole::fine ? fine_weights(w) : w;
 }
 
-/// The checkpoint type in which a tensor's bytes are those of a weight format. Rotating makes int8 more exact where
-/// activations are rounded too (docs/numerics.md); fine matrices are few and their rows are read as embeddings.
-/// @pre `w` is no f64.
+/// The checkpoint type in which a tensor's bytes are those of a weight format, unless more is known of its numbers.
+/// Rotating makes int8 more exact where activations are rounded too (docs/numerics.md); int4 it serves or not matrix by
+/// matrix (`type_to_store`); fine matrices are few and their rows are read as embeddings. @pre `w` is no f64.
 constexpr DType stored_as(TensorRole role, Weights w) {
   switch (w) {
     case Weights::f16: return DType::f16;
@@ -98,13 +98,55 @@ inline void multiply_columns(float* row, std::int64_t cols, const float* by) {
   for (std::int64_t i = 0; by != nullptr && i < cols; ++i) row[i] *= by[i];
 }
 
-/// Writes a tensor in `format` to `to`, stored_bytes of it, as stored_as says. Its columns are multiplied by `by` first,
+/// Calls f(r) for the rows that stand for all of a matrix where looking at each would take long: evenly spread.
+template <class F>
+void for_sample_rows(std::int64_t rows, F&& f) {
+  const std::int64_t count = std::min<std::int64_t>(rows, 32);
+  for (std::int64_t i = 0; i < count; ++i) f(rows * (2 * i + 1) / (2 * count));
+}
+
+/// The type that a tensor in `format` is best stored as when nothing is known of what it is multiplied with: `stored_as`,
+/// but int4 matrices are rotated unless that makes their error much larger.
+///
+/// Rotated weights are as good as normally distributed, and in sixteen levels all such are off by the same part of
+/// themselves. Weights as training leaves them lose nothing by that, and what they are multiplied with is rounded better.
+/// Those that were rounded to a few levels before lie near sixteen of them again, and would lose what that is worth.
+inline DType type_to_store(const TensorSpec& t, const TensorRef& from, Weights format) {
+  const DType usual = stored_as(t.role, format);
+  if (format != Weights::int4 || t.role != TensorRole::matrix) return usual;
+  constexpr double much = 1.5;
+  using Format = weight_format<Weights::int4>;
+  const StoredShape shape(t);
+  const auto cols = static_cast<std::size_t>(shape.cols);
+  std::vector<float> row(cols), rounded(cols);
+  std::vector<std::byte> stored(Format::row_bytes(shape.cols));
+  const auto squared_error = [&] {
+    Format::encode_row(row.data(), shape.cols, stored.data());
+    Format::decode_row(stored.data(), shape.cols, rounded.data());
+    double sum = 0;
+    for (std::size_t i = 0; i < cols; ++i) {
+      const double e = static_cast<double>(row[i]) - static_cast<double>(rounded[i]);
+      sum += e * e;
+    }
+    return sum;
+  };
+  double plain = 0, turned = 0;
+  for_sample_rows(shape.rows, [&](std::int64_t r) {
+    to_float(from, r * shape.cols, shape.cols, row.data());
+    plain += squared_error();
+    rotate(row.data(), shape.cols);
+    turned += squared_error();
+  });
+  // Not finite: either is as good.
+  return rotated_if(turned <= much * plain, layout_of(usual));
+}
+
+/// Writes a tensor in `format` to `to`, stored_bytes of it, rotated or not. Its columns are multiplied by `by` first,
 /// unless that is null.
 template <class Exec>
-void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, std::byte* to,
+void store_tensor(Exec& exec, const TensorSpec& t, const TensorRef& from, Weights format, bool rotated, std::byte* to,
                   const float* by = nullptr) {
   const StoredShape shape(t);
-  const bool rotated = is_rotated(stored_as(t.role, format));
   with_format(format, [&](auto w) {
     using Format = weight_format<w()>;
     const std::int64_t parts = std::min<std::int64_t>(shape.rows, 4 * exec.threads());
