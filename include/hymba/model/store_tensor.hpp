@@ -27,14 +27,14 @@ constexpr Weights stored_format(TensorRole role, Weights w) {
 }
 
 /// The checkpoint type in which a tensor's bytes are those of a weight format, unless more is known of its numbers.
-/// Rotating makes int8 more exact where activations are rounded too (docs/numerics.md); int4 it serves or not matrix by
-/// matrix (`type_to_store`); fine matrices are few and their rows are read as embeddings. @pre `w` is no f64.
+/// Rotating makes products more exact where activations are rounded too (docs/numerics.md), in int4 of most matrices
+/// (`type_to_store`); fine matrices are few and their rows are read as embeddings. @pre `w` is no f64.
 constexpr DType stored_as(TensorRole role, Weights w) {
   switch (w) {
     case Weights::f16: return DType::f16;
     case Weights::bf16: return DType::bf16;
-    case Weights::int8: return role == TensorRole::matrix ? DType::rotated_int8 : DType::int8;
-    case Weights::int4: return DType::int4;
+    case Weights::int8: return rotated_if(role == TensorRole::matrix, DType::int8);
+    case Weights::int4: return rotated_if(role == TensorRole::matrix, DType::int4);
     default: return DType::f32;
   }
 }
