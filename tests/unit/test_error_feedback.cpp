@@ -13,9 +13,11 @@
 #include <vector>
 
 #include "kernel_test.hpp"
+#include "moments_test.hpp"
 
 using namespace hymba;
 using hymba_test::Matrix;
+using hymba_test::moments_of;
 using hymba_test::Random;
 
 namespace {
@@ -29,18 +31,6 @@ Matrix<float> correlated(Random& random, std::int64_t rows, std::int64_t cols) {
     for (std::int64_t c = 1; c < cols; ++c) x(r, c) = 0.9f * x(r, c - 1) + 0.4f * x(r, c);
   }
   return x;
-}
-Matrix<float> moments_of(const Matrix<float>& x) {
-  Matrix<float> out(x.cols(), x.cols());
-  for (std::int64_t i = 0; i < x.cols(); ++i) {
-    for (std::int64_t j = 0; j < x.cols(); ++j) {
-      double sum = 0;
-      for (std::int64_t r = 0; r < x.rows(); ++r) sum += static_cast<double>(x(r, i)) * static_cast<double>(x(r, j));
-      // Only the lower half is read.
-      out(i, j) = j <= i ? static_cast<float>(sum) : std::numeric_limits<float>::quiet_NaN();
-    }
-  }
-  return out;
 }
 
 template <Weights W>

@@ -16,9 +16,11 @@
 #include <vector>
 
 #include "kernel_test.hpp"
+#include "moments_test.hpp"
 
 using namespace hymba;
 using hymba_test::Matrix;
+using hymba_test::moments_of;
 using hymba_test::Random;
 
 namespace {
@@ -46,18 +48,6 @@ Matrix<float> on_levels(Random& random, std::int64_t rows, std::int64_t cols) {
     for (std::int64_t c = 0; c < cols; ++c) w(r, c) = static_cast<float>(random.integer(0, 15)) - 7.5f;
   }
   return w;
-}
-
-Matrix<float> moments_of(const Matrix<float>& x) {
-  Matrix<float> out(x.cols(), x.cols());
-  for (std::int64_t i = 0; i < x.cols(); ++i) {
-    for (std::int64_t j = 0; j < x.cols(); ++j) {
-      double sum = 0;
-      for (std::int64_t r = 0; r < x.rows(); ++r) sum += static_cast<double>(x(r, i)) * static_cast<double>(x(r, j));
-      out(i, j) = static_cast<float>(sum);
-    }
-  }
-  return out;
 }
 
 struct Cost {
