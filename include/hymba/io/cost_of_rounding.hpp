@@ -15,7 +15,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 #include <vector>
 
@@ -53,14 +52,15 @@ double cost_of_rounding(Exec& exec, const StoredShape& shape, const TensorRef& f
   std::vector<float> sample;
   for_sample_rows(shape.rows, [&](std::int64_t r) {
     sample.resize(sample.size() + length);
-    to_float(from, r * cols, cols, sample.data() + sample.size() - length);
+    float* const row = sample.data() + sample.size() - length;
+    to_float(from, r * cols, cols, row);
+    if (rotated) rotate(row, cols);
   });
   StoredShape some = shape;
   some.rows = static_cast<std::int64_t>(sample.size() / length);
   const TensorRef numbers{DType::f32, {some.rows, cols}, std::as_bytes(std::span<const float>(sample))};
   std::vector<std::byte> stored(static_cast<std::size_t>(some.rows) * weight_format<W>::row_bytes(cols));
-  double cost = store_with_feedback<W>(exec, some, numbers, factor, stored.data(), rotated);
-  for (std::int64_t r = 0; rotated && r < some.rows; ++r) rotate(sample.data() + r * cols, cols);
+  double cost = store_with_feedback<W>(exec, some, numbers, factor, stored.data(), false);  // rotated they are already
   for (std::int64_t first = 0; first < cols; first += quantised_block) {
     const std::int64_t count = std::min(quantised_block, cols - first);
     const double largest = mean_square_of_largest(

@@ -122,7 +122,8 @@ void descend(const FeedbackFactor& factor, std::int64_t cols, const float* weigh
 /// with all, goes down from there, and the one of least e^T H e stays: feedback moves numbers away from where they are
 /// near a level, which hardly matters to weights as training leaves them, and does to those that were quantised before.
 /// Columns are multiplied by `by` [cols] first, unless that is null, and then rows rotated where `rotated` says so.
-/// Returns the sum of e^T H e over the rows. @pre the factor has the matrix's columns, and was made for rotated ones or not likewise.
+/// Returns the sum of e^T H e over the rows. @pre the factor has the matrix's columns, and was made for rotated ones or
+/// not likewise.
 template <Weights W, class Exec>
 requires(weight_format<W>::quantised) double store_with_feedback(Exec& exec, const StoredShape& shape,
                                                                  const TensorRef& from, const FeedbackFactor& factor,
