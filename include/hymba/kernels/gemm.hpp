@@ -228,18 +228,17 @@ struct GemmAlongColumns {
     const Element* row[direct_r];
     std::int64_t ahead;
 
-    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, std::int64_t o, int valid, std::int64_t first,
-                                   std::int64_t ahead_bytes)
+    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, const RowPieces& pieces, std::int64_t i,
+                                   std::int64_t first, std::int64_t ahead_bytes)
         : ahead(ahead_bytes / static_cast<std::int64_t>(sizeof(Element))) {
-      // Rows past the end repeat the last one; their sums are dropped.
 #pragma GCC unroll 8
       for (int r = 0; r < direct_r; ++r) {
-        row[r] = reinterpret_cast<const Element*>(w.row(o + std::min(r, valid - 1))) + first;
+        row[r] = reinterpret_cast<const Element*>(w.row(pieces.row_or_last(r, i))) + first;
       }
     }
     HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) simd::prefetch<2>(row[r] + k + ahead);
+      for (int r = 0; r < direct_r; ++r) simd::prefetch(row[r] + k + ahead);
     }
     HYMBA_ALWAYS_INLINE Vector load(int r, std::int64_t k) const { return Unit::load(row[r] + k); }
     HYMBA_ALWAYS_INLINE Vector load_partial(int r, std::int64_t k, std::int64_t count) const {
@@ -258,11 +257,11 @@ struct GemmAlongColumns {
     Vector scale[direct_r];
     alignas(64) std::int8_t buffer[direct_r][W == Weights::int4 ? quantised_line : 1];
 
-    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, std::int64_t o, int valid, std::int64_t first_column,
-                                   std::int64_t ahead_bytes)
+    HYMBA_ALWAYS_INLINE DirectRows(const WeightMatrix<W>& w, const RowPieces& pieces, std::int64_t i,
+                                   std::int64_t first_column, std::int64_t ahead_bytes)
         : cols(w.cols), first(first_column), ahead(ahead_bytes) {
 #pragma GCC unroll 8
-      for (int r = 0; r < direct_r; ++r) row[r] = w.row(o + std::min(r, valid - 1));
+      for (int r = 0; r < direct_r; ++r) row[r] = w.row(pieces.row_or_last(r, i));
     }
     HYMBA_ALWAYS_INLINE void line(std::int64_t k) {
       begin = k;
@@ -323,17 +322,20 @@ struct GemmAlongColumns {
     for (int n = 0; n < N; ++n) simd::sums<A>(acc[n], out[n]);
   }
 
-  /// One block of columns for rows [t, t + N) of x and weight rows [o, o + valid).
+  /// One block of columns for rows [t, t + N) of x and row `i` of each piece of the weights.
   template <int N, Weights W>
   static void direct_tile(const WeightMatrix<W>& w, std::int64_t ahead, MatrixView<const Number> x, std::int64_t t,
-                          std::int64_t k, std::int64_t cols, MatrixView<float> y, std::int64_t o, int valid) {
+                          std::int64_t k, std::int64_t cols, MatrixView<float> y, const RowPieces& pieces,
+                          std::int64_t i) {
     float out[N][direct_r];
-    DirectRows<W> rows(w, o, valid, k, ahead);
+    DirectRows<W> rows(w, pieces, i, k, ahead);
     direct_block<N>(rows, x.row(t) + k, x.stride, cols, out);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      float* to = y.row(t + n) + o;
-      for (int r = 0; r < valid; ++r) to[r] += out[n][r];
+      float* to = y.row(t + n);
+      for (int r = 0; r < direct_r; ++r) {
+        if (pieces.has(r, i)) to[pieces.row(r, i)] += out[n][r];
+      }
     }
   }
 
@@ -344,29 +346,29 @@ struct GemmAlongColumns {
       if (x.rows == 1) return row_by_row(x.row(0), w, bias, y.row(0), store, first, last);
     }
     const std::int64_t block = block_cols(w.cols);
-    const auto group = static_cast<std::int64_t>(direct_r * weight_format<W>::row_bytes(w.cols));
-    for (std::int64_t o = first; o < last; o += direct_r) {
-      const int valid = static_cast<int>(std::min<std::int64_t>(direct_r, last - o));
-      // While a group of rows is used the next one is fetched: that is what reaches the memory's bandwidth. The group
-      // is as far ahead as its own size, which is about the first-level cache.
-      const std::int64_t ahead = o + 2 * direct_r <= last ? group : 0;
+    const RowPieces pieces(first, last, direct_r, 1);
+    for (std::int64_t i = 0; i < pieces.length; ++i) {
       for (std::int64_t t = 0; t < x.rows; ++t) {
-        float* to = y.row(t) + o;
-        for (int r = 0; r < valid; ++r) to[r] = start(to[r], bias, o + r, store);
+        float* to = y.row(t);
+        for (int r = 0; r < direct_r; ++r) {
+          if (!pieces.has(r, i)) continue;
+          const std::int64_t o = pieces.row(r, i);
+          to[o] = start(to[o], bias, o, store);
+        }
       }
       for (std::int64_t k = 0; k < w.cols; k += block) {
         const std::int64_t cols = std::min(block, w.cols - k);
         for (std::int64_t t = 0; t < x.rows; t += direct_n_max) {
           switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-            case 1: direct_tile<1>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-            case 2: direct_tile<2>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-            case 3: direct_tile<3>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+            case 1: direct_tile<1>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+            case 2: direct_tile<2>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+            case 3: direct_tile<3>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
             default:
               if constexpr (wide) {
                 switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-                  case 4: direct_tile<4>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-                  case 5: direct_tile<5>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
-                  default: direct_tile<6>(w, t == 0 ? ahead : 0, x, t, k, cols, y, o, valid); break;
+                  case 4: direct_tile<4>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+                  case 5: direct_tile<5>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+                  default: direct_tile<6>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
                 }
               }
           }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How products read weights from memory: fetched ahead into the second-level cache, a few lines at a time between the
-// products of what was fetched before, or left to the processor.
+// How products read weights from memory: which rows side by side, and what is fetched ahead, a few lines at a time between
+// the products of what was fetched before, or left to the processor.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -28,6 +28,26 @@ inline constexpr bool reads_row_by_row = true;
 #else
 inline constexpr bool reads_row_by_row = false;
 #endif
+
+/// How far ahead, in bytes, weights of few tokens are fetched into the first-level cache, in each of the streams that
+/// they are read in: 1 to 4 KB do alike.
+inline constexpr std::int64_t fetched_ahead = 2048;
+
+/// Rows [first, last) in `count` pieces of `length`, read side by side: a step takes as many neighbours of each. Each
+/// piece is memory that is read from end to end. Neighbouring rows side by side would be as many streams, but all of
+/// them would begin anew with the next rows.
+struct RowPieces {
+  std::int64_t first, last, length;
+  /// In steps of `step` rows of each piece.
+  RowPieces(std::int64_t first_row, std::int64_t last_row, std::int64_t count, std::int64_t step)
+      : first(first_row),
+        last(last_row),
+        length((last_row - first_row + count * step - 1) / (count * step) * step) {}
+  std::int64_t row(std::int64_t piece, std::int64_t i) const { return first + piece * length + i; }
+  bool has(std::int64_t piece, std::int64_t i) const { return row(piece, i) < last; }
+  /// Whoever needs as many rows of each piece takes the last one again, and drops what comes of it.
+  std::int64_t row_or_last(std::int64_t piece, std::int64_t i) const { return std::min(row(piece, i), last - 1); }
+};
 
 /// Rows of `lines` cache lines that will be read, `stride` bytes apart.
 struct RowsToRead {

@@ -181,10 +181,10 @@ struct Panel {
 
 /// The product of activations and a weight matrix of bytes or halves of them. Tokens are quantised once.
 ///
-/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register, four at a time; lanes
-/// run along the columns, and the L registers of sums of a block of 256 are folded to one. Many tokens: a block of a
-/// panel of weights is packed so that lanes are rows; it stays in the first-level cache while all tokens, broadcast
-/// four bytes at a time, go past it, their sums waiting in the second.
+/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register, four at a time, which are
+/// far apart (see RowPieces); lanes run along the columns, and the L registers of sums of a block of 256 are folded to
+/// one. Many tokens: a block of a panel of weights is packed so that lanes are rows; it stays in the first-level cache
+/// while all tokens, broadcast four bytes at a time, go past it, their sums waiting in the second.
 ///
 /// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
@@ -200,7 +200,11 @@ struct DotGemm {
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
   static constexpr std::int64_t few_tokens = 4;                   ///< that share an unpacked block of a row
-  static constexpr std::int64_t rows_ahead = 8;                   ///< from those fetched to those used by few tokens
+#if defined(__znver3__) && !defined(__AVX512F__)
+  static constexpr bool fetches = W == Weights::int4;  ///< what few tokens read; bytes come faster if nobody does
+#else
+  static constexpr bool fetches = true;
+#endif
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
@@ -293,24 +297,28 @@ struct DotGemm {
       if (count == 1) return row_by_row<1>(tokens, w, bias, y, store, first, last);
       if (count == 2) return row_by_row<2>(tokens, w, bias, y, store, first, last);
     }
-    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
-    const std::int64_t here = std::min<std::int64_t>(rows_ahead, last - first);
-    BytesToRead ahead{w.row(first) + here * row_bytes, (last - first - here) * row_bytes};
-    const std::int64_t share = units_of(4 * row_bytes, line * tokens.blocks);  // with each block of four rows
-    for (std::int64_t o = first; o < last; o += L) {
+    const RowPieces pieces(first, last, 4, L / 4);
+    for (std::int64_t i = 0; i < pieces.length; i += L / 4) {
+      const RowOfLane row_of{pieces, i};
       unrolled<few_tokens>([&](auto one_less) {
-        if (count == one_less + 1) {
-          group<one_less + 1>(tokens, w, o, std::min(L, last - o), ahead, share, bias, y, store);
-        }
+        if (count == one_less + 1) group<one_less + 1>(tokens, w, row_of, bias, y, store);
       });
     }
   }
 
-  /// The scales of L rows from `o`, of which `valid` exist, block after block. Loaded as they lie and transposed:
-  /// gathering them takes longer, on Zen by far.
+  /// The rows that are computed together, L / 4 of each piece: lane 4 q + p is row `at` + q of piece p.
+  struct RowOfLane {
+    const RowPieces& pieces;
+    std::int64_t at;
+    bool has(std::int64_t lane) const { return pieces.has(lane % 4, at + lane / 4); }
+    std::int64_t operator()(std::int64_t lane) const { return pieces.row_or_last(lane % 4, at + lane / 4); }
+  };
+
+  /// The scales of L rows, block after block. Loaded as they lie and transposed: gathering them takes longer, on Zen by
+  /// far.
   class RowScales {
    public:
-    RowScales(const WeightMatrix<W>& w, std::int64_t o, std::int64_t valid) : w_(w), o_(o), last_(valid - 1) {}
+    RowScales(const WeightMatrix<W>& w, const RowOfLane& row_of) : w_(w), row_of_(row_of) {}
     /// Of block `block`: the first is 0, each other one more than the one before.
     HYMBA_ALWAYS_INLINE Floats next(std::int64_t block) {
       if constexpr (Format::scale_bytes == 0) {
@@ -330,33 +338,35 @@ struct DotGemm {
         return Unit::floats(square_[block % L]);
       }
     }
+    /// Those that the next rows of each piece begin with: behind the values, whose blocks are fetched one by one.
+    void fetch_next() const {
+      const auto on = static_cast<std::int64_t>(Format::row_bytes(w_.cols)) * (L / 4);
+      for (std::int64_t r = 0; r < L; ++r) simd::prefetch(row(r) + on);
+    }
 
    private:
-    const std::byte* row(std::int64_t r) const {
-      return w_.row(o_ + std::min(r, last_)) + Format::value_bytes(w_.cols);
-    }
+    const std::byte* row(std::int64_t r) const { return w_.row(row_of_(r)) + Format::value_bytes(w_.cols); }
     const WeightMatrix<W>& w_;
-    std::int64_t o_, last_;
+    const RowOfLane& row_of_;
     Floats same_ = Unit::same(0.0f);
     Ints square_[Format::scale_bytes == 0 ? 1 : L];
   };
 
-  /// The N tokens against L rows from `o`, of which `valid` exist.
+  /// The N tokens against L rows.
   template <int N>
-  static HYMBA_NEVER_INLINE void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, std::int64_t o,
-                                       std::int64_t valid, BytesToRead& ahead, std::int64_t share, const float* bias,
-                                       MatrixView<float> y, Store store) {
+  static HYMBA_NEVER_INLINE void group(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, const RowOfLane& row_of,
+                                       const float* bias, MatrixView<float> y, Store store) {
     constexpr std::int64_t held = 16 / N;  // blocks that wait to be folded
-    RowScales scales(w, o, valid);
+    RowScales scales(w, row_of);
+    if constexpr (fetches) scales.fetch_next();
     Floats total[N];
     unrolled<N>([&](auto n) { total[n] = Unit::same(0.0f); });
     for (std::int64_t b0 = 0; b0 < tokens.blocks; b0 += held) {
       const std::int64_t end = std::min(b0 + held, tokens.blocks);
       Ints quads[held][N][L / 4];
       for (std::int64_t q = 0; q < L / 4; ++q) {
-        // Rows past the end repeat the last one; their sums are dropped.
-        const auto row = [&](std::int64_t r) { return w.row(o + std::min(4 * q + r, valid - 1)); };
-        four_rows<N>(row(0), row(1), row(2), row(3), w.cols, tokens, b0, end, ahead, share, &quads[0][0][q]);
+        const auto row = [&](std::int64_t p) { return w.row(row_of(4 * q + p)); };
+        four_rows<N>(row(0), row(1), row(2), row(3), w.cols, tokens, b0, end, &quads[0][0][q]);
       }
       for (std::int64_t b = b0; b < end; ++b) {
         const Floats scale = scales.next(b);
@@ -368,7 +378,16 @@ struct DotGemm {
         });
       }
     }
-    unrolled<N>([&](auto n) { write(total[n], valid, bias != nullptr ? bias + o : nullptr, y.row(n) + o, store); });
+    unrolled<N>([&](auto n) {
+      float sums[L];
+      Unit::store(sums, total[n]);
+      for (std::int64_t lane = 0; lane < L; ++lane) {
+        if (!row_of.has(lane)) continue;
+        const std::int64_t o = row_of(lane);
+        const float value = sums[lane] + (bias != nullptr ? bias[o] : 0.0f);
+        y(n, o) = store == Store::add ? value + y(n, o) : value;
+      }
+    });
   }
 
   /// Blocks [b0, end) of four rows times N tokens, folded: those of block b and token n at to[((b - b0) * N + n) * L / 4].
@@ -376,18 +395,24 @@ struct DotGemm {
   template <int N>
   static HYMBA_NEVER_INLINE void four_rows(const std::byte* row0, const std::byte* row1, const std::byte* row2,
                                            const std::byte* row3, std::int64_t cols, const Tokens<Unit>& tokens,
-                                           std::int64_t b0, std::int64_t end, BytesToRead& ahead, std::int64_t share,
-                                           Ints* to) {
+                                           std::int64_t b0, std::int64_t end, Ints* to) {
+    constexpr std::int64_t block_bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
     const std::byte* const row[4] = {row0, row1, row2, row3};
-    BytesToRead to_read = ahead;
     for (std::int64_t b = b0; b < end; ++b) {
-      to_read.fetch(share);
+      if constexpr (fetches) {
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+          for (std::int64_t i = 0; i < block_bytes; i += line) {
+            simd::prefetch(row[r] + b * block_bytes + fetched_ahead + i);
+          }
+        }
+      }
       Ints sums[N][4];
       block_of_four(row, cols, tokens, b, sums);
       unrolled<N>([&](auto n) { to[n * (L / 4)] = fold_to_quads(sums[n]); });
       to += N * (L / 4);
     }
-    ahead = to_read;
   }
 
   /// sums[n][r]: block `block` of row r times token n, along the lanes.
