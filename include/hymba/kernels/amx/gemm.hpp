@@ -77,11 +77,11 @@ struct kernel_for<op::Gemm, arch::amx<Base>> {
     }
   }
 
-  /// As measured (bench_gemm). int8 rows are tiles as they lie, and one token's product takes as long as reading them;
-  /// with more tokens, or int4 rows, tiles wait for copies.
+  /// As measured (bench_gemm): a few tokens go past rows of bytes faster than tiles are loaded, and copied where they do
+  /// not lie as tiles.
   template <Weights W>
   static constexpr bool dots_are_faster(std::int64_t tokens) {
-    return (W == Weights::int8 && tokens >= 2 && tokens <= 4) || (W == Weights::int4 && tokens <= 4);
+    return weight_format<W>::quantised && tokens <= 4;
   }
 
  private:

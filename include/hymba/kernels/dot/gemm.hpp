@@ -404,7 +404,12 @@ struct DotGemm {
         for (int r = 0; r < 4; ++r) {
 #pragma GCC unroll 4
           for (std::int64_t i = 0; i < block_bytes; i += line) {
-            simd::prefetch(row[r] + b * block_bytes + fetched_ahead + i);
+            // Several tokens take longer with what was fetched, and leave it less room in the first-level cache.
+            if constexpr (N == 1) {
+              simd::prefetch(row[r] + b * block_bytes + fetched_ahead + i);
+            } else {
+              simd::prefetch<2>(row[r] + b * block_bytes + 2 * fetched_ahead + i);
+            }
           }
         }
       }
@@ -433,7 +438,7 @@ struct DotGemm {
   template <int Lines, int N>
   static HYMBA_ALWAYS_INLINE void lines_of_four(const std::byte* const (&row)[4], std::int64_t cols,
                                                 const Tokens<Unit>& tokens, std::int64_t block, Ints (&sums)[N][4]) {
-    constexpr int at_once = N == 1 ? 4 : N < 4 ? 2 : 1;
+    constexpr int at_once = N == 1 ? 4 : N < 4 || Unit::many_registers ? 2 : 1;
     static_assert(4 % at_once == 0);
     const std::int8_t* const x = tokens.bytes + tokens.at(0, block) * quantised_block;
     // Not unrolled, or GCC keeps what it read of the tokens, for which there are not enough registers.

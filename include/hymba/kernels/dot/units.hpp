@@ -7,6 +7,7 @@
 //   lanes                   32-bit lanes L of a register; each takes four bytes
 //   offset                  what is added to each weight before it is multiplied: 128 where weights must be unsigned,
 //                           else 0. The sum is then too large by offset times the sum of the other operand's bytes.
+//   many_registers          whether there are 32
 //   panel_vectors, panel_tokens   how many sums of L rows times tokens stay in registers
 //   Bytes, Ints, Floats     registers of 4 L bytes, of L integers, of L floats
 //   load, store, broadcast  4 L bytes; four bytes in every lane
@@ -62,6 +63,7 @@ HYMBA_ALWAYS_INLINE std::int32_t four_bytes(const std::int8_t* from) {
 struct Avx512Vnni {
   static constexpr const char* name = "AVX-512 VNNI";
   static constexpr std::int64_t lanes = 16;
+  static constexpr bool many_registers = true;
   static constexpr int offset = 128;
   static constexpr int panel_vectors = 4, panel_tokens = 6;
   using Bytes = __m512i;
@@ -121,6 +123,7 @@ using Best = Avx512Vnni;
 /// What both units of 256 bits have in common.
 struct Avx2Registers {
   static constexpr std::int64_t lanes = 8;
+  static constexpr bool many_registers = false;
   using Bytes = __m256i;
   using Ints = __m256i;
   using Floats = __m256;
@@ -223,6 +226,7 @@ using Best = Avx2;
 struct NeonDot {
   static constexpr const char* name = "NEON dot product";
   static constexpr std::int64_t lanes = 4;
+  static constexpr bool many_registers = true;
   static constexpr int offset = 0;
   static constexpr int panel_vectors = 4, panel_tokens = 6;
   using Bytes = int8x16_t;
