@@ -359,16 +359,17 @@ struct GemmAlongColumns {
       for (std::int64_t k = 0; k < w.cols; k += block) {
         const std::int64_t cols = std::min(block, w.cols - k);
         for (std::int64_t t = 0; t < x.rows; t += direct_n_max) {
+          const std::int64_t ahead = t == 0 ? fetched_ahead : 0;
           switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-            case 1: direct_tile<1>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
-            case 2: direct_tile<2>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
-            case 3: direct_tile<3>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+            case 1: direct_tile<1>(w, ahead, x, t, k, cols, y, pieces, i); break;
+            case 2: direct_tile<2>(w, ahead, x, t, k, cols, y, pieces, i); break;
+            case 3: direct_tile<3>(w, ahead, x, t, k, cols, y, pieces, i); break;
             default:
               if constexpr (wide) {
                 switch (std::min<std::int64_t>(x.rows - t, direct_n_max)) {
-                  case 4: direct_tile<4>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
-                  case 5: direct_tile<5>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
-                  default: direct_tile<6>(w, t == 0 ? fetched_ahead : 0, x, t, k, cols, y, pieces, i); break;
+                  case 4: direct_tile<4>(w, ahead, x, t, k, cols, y, pieces, i); break;
+                  case 5: direct_tile<5>(w, ahead, x, t, k, cols, y, pieces, i); break;
+                  default: direct_tile<6>(w, ahead, x, t, k, cols, y, pieces, i); break;
                 }
               }
           }

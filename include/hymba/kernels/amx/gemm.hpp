@@ -29,14 +29,13 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace detail::amx {
 
-/// One token or many.
+/// One token or many. Of bytes always several: one goes to dot products (see dots_are_faster).
 template <Weights W, class Exec, class Panels, class Sink>
 void product(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink) {
-  if (x.rows == 1) {
-    TileGemm<W>::one(exec, scratch, x, w, sink);
-  } else {
-    TileGemm<W>::many(exec, scratch, x, w, sink);
+  if constexpr (!TileGemm<W>::bytes) {
+    if (x.rows == 1) return TileGemm<W>::one(exec, scratch, x, w, sink);
   }
+  TileGemm<W>::many(exec, scratch, x, w, sink);
 }
 
 }  // namespace detail::amx

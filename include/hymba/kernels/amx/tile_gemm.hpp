@@ -32,7 +32,7 @@ namespace detail::amx {
 /// becomes of the sums the sink's (amx/weight_panels.hpp, amx/sinks.hpp).
 ///
 /// The weights are the left operand: their rows are rows of tiles, in whatever row-major order they are stored. The
-/// tokens are the right operand, packed once for all threads; for a single token its row is the operand as it lies. A
+/// tokens are the right operand, packed once for all threads; for a single token, of bf16, its row is the operand as it lies. A
 /// thread keeps a group of tokens in its second-level cache and takes weights past them, which are fetched there just
 /// before; the groups run through the weights at the same time, so that memory is read once for all of them. Where all
 /// tokens are one panel, weights are used once and go from end to end of their rows.
@@ -78,8 +78,8 @@ struct TileGemm {
     return static_cast<std::size_t>(panels * (steps_of(in) * step_bytes + scales * 4));
   }
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
-    // One token: its row, the scales of its blocks, and tiles of weights that must be unpacked or completed.
-    const std::int64_t one = steps_of(in) * 64 + quantised_blocks(in) * 64 + 2 * one_tiles * 1024;
+    // One token: its row, and tiles of weights that must be converted or completed.
+    const std::int64_t one = steps_of(in) * 64 + 2 * one_tiles * 1024;
     if (rows <= 1) return static_cast<std::size_t>(one);
     // One panel of tokens, which may be what is left of many: two steps of weights, and the scales of all columns.
     const std::int64_t panel = 2 * step_bytes + (sums_size + quantised_blocks(in) * panel_rows) * 4;
@@ -359,7 +359,9 @@ struct TileGemm {
   // --- One token -----------------------------------------------------------------------------------------------------
 
   template <class Exec, class Panels, class Sink>
-  static void one(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink) {
+  static void one(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink)
+    requires(!bytes)
+  {
     const std::int64_t tasks =
         w.rows() * x.cols < serial_product ? 1 : std::min<std::int64_t>(exec.threads(), w.units());
     exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
@@ -412,14 +414,9 @@ struct TileGemm {
 
     const OneColumn tiles;
     auto* const row = reinterpret_cast<Element*>(memory);
-    auto* const scales = reinterpret_cast<float*>(memory + steps * 64);
-    auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64 + quantised_blocks(in) * 64);
-    for (std::int64_t k = 0; k < in; k += bytes ? quantised_block : depth) {
-      if constexpr (bytes) {
-        scales[k / quantised_block] = quantise_activations(x + k, std::min(quantised_block, in - k), row + k, w.rotated());
-      } else {
-        _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
-      }
+    auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64);
+    for (std::int64_t k = 0; k < in; k += depth) {
+      _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
     }
     written_before_tiles();
     for (std::int64_t unit = first; unit < last;) {
@@ -429,12 +426,12 @@ struct TileGemm {
       // The rows that come next are fetched little by little.
       const HalvesToRead later(next.at[0], next.at[1]);
       if (here.at[1].rows > 0 && together) {
-        one_group<2>(here.at, row, scales, buffer, in, later, sums);
+        one_group<2>(here.at, row, buffer, in, later, sums);
       } else if (here.at[1].rows > 0) {
-        one_group<1>(here.at, row, scales, buffer, in, HalvesToRead(here.at[1], {}), sums);
-        one_group<1>(here.at + 1, row, scales, buffer, in, HalvesToRead(next.at[0], {}), sums + tile_rows);
+        one_group<1>(here.at, row, buffer, in, HalvesToRead(here.at[1], {}), sums);
+        one_group<1>(here.at + 1, row, buffer, in, HalvesToRead(next.at[0], {}), sums + tile_rows);
       } else {
-        one_group<1>(here.at, row, scales, buffer, in, later, sums);
+        one_group<1>(here.at, row, buffer, in, later, sums);
       }
       sink.write_one(sums, unit, here.rows());
       unit = next_unit;
@@ -444,8 +441,8 @@ struct TileGemm {
 
   /// sums [16 N] of N halves of weights times one token.
   template <int N>
-  static void one_group(const PanelHalf<W>* halves, const Element* row, const float* scales, Element* buffer,
-                        std::int64_t in, HalvesToRead later, float* sums) {
+  static void one_group(const PanelHalf<W>* halves, const Element* row, Element* buffer, std::int64_t in,
+                        HalvesToRead later, float* sums) {
     const std::int64_t steps = steps_of(in);
     const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
     bool full = true;
@@ -454,7 +451,7 @@ struct TileGemm {
       full = full && halves[n].rows == tile_rows;
       data[n] = halves[n].data();
     }
-    const std::int64_t whole = !stored || !full ? 0 : W == Weights::int8 ? steps : in / depth;
+    const std::int64_t whole = stored && full ? in / depth : 0;
     // Elsewhere they are copied to one half of the buffer, while the tiles read what was copied to the other before.
     const auto load = [&](std::int64_t s) {
       Element* const to = buffer + s % 2 * N * tile;
@@ -483,41 +480,17 @@ struct TileGemm {
         multiply_tiles<1>();
       }
     };
-    if constexpr (bytes) {
-      __m512 total[N];
-      unrolled<N>([&](auto n) { total[n] = _mm512_setzero_ps(); });
-      for (std::int64_t first = 0; first < steps; first += block_steps) {
-        zero_columns<N>();
-        for (std::int64_t s = first; s < std::min(first + block_steps, steps); ++s) multiply_step(s);
-        alignas(64) std::int32_t integers[16 * N];
-        store_columns<N>(integers);
-        written_before_tiles();
-        const __m512 token = _mm512_set1_ps(scales[first / block_steps]);
-        unrolled<N>([&](auto n) {
-          const __m512 scale =
-              _mm512_mul_ps(Tiles::scales(halves[n].w, halves[n].row, halves[n].rows, first / block_steps), token);
-          total[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(integers + 16 * n)), scale, total[n]);
-        });
-      }
-      unrolled<N>([&](auto n) { _mm512_store_ps(sums + 16 * n, total[n]); });
-    } else {
-      zero_columns<N>();
-      for (std::int64_t s = 0; s < steps; ++s) multiply_step(s);
-      store_columns<N>(sums);
-      written_before_tiles();
-    }
+    zero_columns<N>();
+    for (std::int64_t s = 0; s < steps; ++s) multiply_step(s);
+    store_columns<N>(sums);
+    written_before_tiles();
   }
 
   /// Tile N += tile 4 or 5 times tile 6. Tiles are named by literals: the instructions have no other operands.
   template <int N>
   static HYMBA_ALWAYS_INLINE void multiply_tiles() {
-    if constexpr (bytes) {
-      if constexpr (N == 0) _tile_dpbssd(0, 4, 6);
-      if constexpr (N == 1) _tile_dpbssd(1, 5, 6);
-    } else {
-      if constexpr (N == 0) _tile_dpbf16ps(0, 4, 6);
-      if constexpr (N == 1) _tile_dpbf16ps(1, 5, 6);
-    }
+    if constexpr (N == 0) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (N == 1) _tile_dpbf16ps(1, 5, 6);
   }
   template <int N>
   static HYMBA_ALWAYS_INLINE void zero_columns() {
@@ -525,10 +498,9 @@ struct TileGemm {
     if constexpr (N > 1) _tile_zero(1);
   }
   template <int N>
-  static HYMBA_ALWAYS_INLINE void store_columns(void* to) {
-    auto* const at = static_cast<std::byte*>(to);
-    _tile_stored(0, at, 4);
-    if constexpr (N > 1) _tile_stored(1, at + 64, 4);
+  static HYMBA_ALWAYS_INLINE void store_columns(float* to) {
+    _tile_stored(0, to, 4);
+    if constexpr (N > 1) _tile_stored(1, to + 16, 4);
   }
 };
 

@@ -16,6 +16,7 @@
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_activations.hpp>
+#include <hymba/kernels/quantised_rows.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
 #include <hymba/kernels/transpose.hpp>
 
@@ -200,11 +201,8 @@ struct DotGemm {
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
   static constexpr std::int64_t few_tokens = 4;                   ///< that share an unpacked block of a row
-#if defined(__znver3__) && !defined(__AVX512F__)
-  static constexpr bool fetches = W == Weights::int4;  ///< what few tokens read; bytes come faster if nobody does
-#else
-  static constexpr bool fetches = true;
-#endif
+  static constexpr bool fetches = W == Weights::int4 || fetches_int8;  ///< what few tokens read
+  static constexpr std::int64_t block_bytes = quantised_byte<W>(quantised_block);  ///< of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
   static constexpr std::int64_t most_tokens = 512;
@@ -275,10 +273,12 @@ struct DotGemm {
     }
     float all[L];
     Unit::store(all, sum);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float value = all[i] + (bias != nullptr ? bias[i] : 0.0f);
-      y[i] = store == Store::add ? value + y[i] : value;
-    }
+    for (std::int64_t i = 0; i < n; ++i) write_one(all[i], i, bias, y, store);
+  }
+  /// y[o] likewise.
+  static HYMBA_ALWAYS_INLINE void write_one(float sum, std::int64_t o, const float* bias, float* y, Store store) {
+    const float value = sum + (bias != nullptr ? bias[o] : 0.0f);
+    y[o] = store == Store::add ? value + y[o] : value;
   }
 
   /// The scales of a block for L rows from row `o`, of which `rows` exist.
@@ -382,10 +382,7 @@ struct DotGemm {
       float sums[L];
       Unit::store(sums, total[n]);
       for (std::int64_t lane = 0; lane < L; ++lane) {
-        if (!row_of.has(lane)) continue;
-        const std::int64_t o = row_of(lane);
-        const float value = sums[lane] + (bias != nullptr ? bias[o] : 0.0f);
-        y(n, o) = store == Store::add ? value + y(n, o) : value;
+        if (row_of.has(lane)) write_one(sums[lane], row_of(lane), bias, y.row(n), store);
       }
     });
   }
@@ -396,7 +393,6 @@ struct DotGemm {
   static HYMBA_NEVER_INLINE void four_rows(const std::byte* row0, const std::byte* row1, const std::byte* row2,
                                            const std::byte* row3, std::int64_t cols, const Tokens<Unit>& tokens,
                                            std::int64_t b0, std::int64_t end, Ints* to) {
-    constexpr std::int64_t block_bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
     const std::byte* const row[4] = {row0, row1, row2, row3};
     for (std::int64_t b = b0; b < end; ++b) {
       if constexpr (fetches) {
@@ -499,10 +495,7 @@ struct DotGemm {
           total[n] = std::fma(static_cast<float>(sum), scale * tokens.scales[at + n], total[n]);
         });
       }
-      unrolled<N>([&](auto n) {
-        const float value = total[n] + (bias != nullptr ? bias[o] : 0.0f);
-        y(n, o) = store == Store::add ? value + y(n, o) : value;
-      });
+      unrolled<N>([&](auto n) { write_one(total[n], o, bias, y.row(n), store); });
     }
   }
 
@@ -546,13 +539,12 @@ struct DotGemm {
    public:
     Ahead(const WeightMatrix<W>& w, std::int64_t o, std::int64_t end, std::int64_t block, std::int64_t shares)
         : share_(units_of(panel_rows * row_lines, shares)),
-          rows_{w.row(o) + block * bytes, static_cast<std::int64_t>(Format::row_bytes(w.cols)), row_lines,
+          rows_{w.row(o) + block * block_bytes, static_cast<std::int64_t>(Format::row_bytes(w.cols)), row_lines,
                 std::clamp<std::int64_t>(end - o, 0, panel_rows)} {}
     HYMBA_ALWAYS_INLINE void fetch() { rows_.fetch(share_); }
 
    private:
-    static constexpr std::int64_t bytes = W == Weights::int4 ? quantised_block / 2 : quantised_block;
-    static constexpr std::int64_t row_lines = bytes / line;
+    static constexpr std::int64_t row_lines = block_bytes / line;
     std::int64_t share_;
     RowsToRead rows_;
   };
