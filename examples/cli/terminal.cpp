@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #if defined(_WIN32)
@@ -43,8 +45,13 @@ void spin_briefly([[maybe_unused]] char** argv) {
   for (const char* name : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}) {
     if (std::getenv(name) != nullptr) return;
   }
+  // By its path, so that it keeps its name. Where the loader was called with a program (ld.so hymba ...), that path is the
+  // loader's, which would not find the program again.
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error || self.filename().string().starts_with("ld")) return;
   ::setenv("GOMP_SPINCOUNT", "2000", 1);
-  ::execv("/proc/self/exe", argv);  // returns only when it failed; then all is as it was
+  ::execv(self.c_str(), argv);  // returns only when it failed; then all is as it was
 #endif
 }
 

@@ -2,10 +2,12 @@
 """Bad options, files and ids: one line on standard error that names the thing, exit code 2, nothing on standard output."""
 import json
 import os
+import re
 import shutil
 import struct
+import subprocess
 
-from support import GOLDEN, MODEL, main, ok, refused
+from support import GOLDEN, HYMBA, MODEL, main, ok, refused
 
 TINY = os.path.join(GOLDEN, "hymba_tiny")
 IDS = ("generate", "--model", TINY, "--max-new-tokens", 3, "--ids")
@@ -164,6 +166,17 @@ def test_help_and_version(folder):
     for command in ("generate", "chat", "perplexity", "inspect", "logits"):
         text = ok(command, "--help").decode()
         assert f"hymba {command}" in text and "Example" in text, text
+
+
+def test_started_by_the_loader(folder):
+    """The program starts itself anew with a setting for OpenMP: not where the loader was given it to run."""
+    with open(HYMBA, "rb") as file:
+        loader = re.search(rb"/lib[^\0]*/ld[^/\0]*\.so[^/\0]*(?=\0)", file.read(4096))
+    if loader is None:
+        return  # not a program with a loader of this kind
+    unset = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    done = subprocess.run([loader.group().decode(), HYMBA, "--version"], env=unset, capture_output=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.startswith(b"hymba "), done
 
 
 main()
