@@ -180,4 +180,5 @@ TEST_CASE("cost of rounding: weights on levels, met by even activations, are che
   Random random(6);
   const Cost of = cost(on_levels(random, 40, 256), random.matrix(600, 256));
   CHECK(of.plain < of.rotated);
+  CHECK(!detail::better_rotated(of.rotated, of.plain));
 }

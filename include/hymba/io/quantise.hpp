@@ -56,8 +56,8 @@ inline void divide_rows(const TensorSpec& spec, std::byte* stored, const float* 
 /// fine_weights of it, everything else in F32. Quantised matrices whose moments are given are rounded for the least
 /// error of their products (io/error_feedback.hpp), others for the least error of their numbers. With int8 and moments
 /// large columns of activations are made smaller (io/balance.hpp), which changes other tensors too; int4 lost more by
-/// that than it gained where it was tried (docs/numerics.md). Matrices in int4 are rotated where that makes the products'
-/// error less (io/cost_of_rounding.hpp), without moments unless it makes the weights' much larger.
+/// that than it gained where it was tried (docs/numerics.md). Matrices in int4 are rotated unless that makes the products'
+/// error clearly larger (io/cost_of_rounding.hpp), without moments unless it makes the weights' much larger.
 /// @param source names the table in errors.
 /// @throws ConfigError, TensorError as a model would; ArgumentError when the format is f64, or moments do not fit;
 /// whatever `moments` throws.
@@ -119,7 +119,7 @@ TensorTable stored_tensors(const Architecture<V>& a, const TensorTable& table, c
           if (decided != group_rotated.end()) {
             rotated = decided->second;
           } else if (factor(false) && factor(true)) {
-            rotated = cost(true) < cost(false);
+            rotated = detail::better_rotated(cost(true), cost(false));
             if (group) group_rotated.emplace(*group, rotated);
           }
         }
