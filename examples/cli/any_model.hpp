@@ -77,7 +77,7 @@ class AnyModel {
   virtual std::unique_ptr<AnySession> session(const SessionSettings& settings) const = 0;
   virtual std::unique_ptr<AnySession> restore(std::span<const std::byte> blob,
                                               const SessionSettings& settings) const = 0;
-  virtual std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, int threads) const = 0;
+  virtual std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, std::int64_t max_rows, int threads) const = 0;
   virtual WeightCosts weight_costs() const = 0;
 };
 

@@ -105,8 +105,9 @@ class ModelOf final : public AnyModel {
   std::unique_ptr<AnySession> restore(std::span<const std::byte> blob, const SessionSettings& settings) const override {
     return wrap(model_.restore(blob, options(settings)));
   }
-  std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, int threads) const override {
-    return std::make_unique<BatchOf<Model>>(model_.batch({.max_sessions = max_sessions, .threads = threads}));
+  std::unique_ptr<AnyBatch> batch(std::int64_t max_sessions, std::int64_t max_rows, int threads) const override {
+    return std::make_unique<BatchOf<Model>>(
+        model_.batch({.max_sessions = max_sessions, .threads = threads, .max_rows = max_rows}));
   }
   WeightCosts weight_costs() const override {
     const bool tied = model_.architecture().tied_embeddings;

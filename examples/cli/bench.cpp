@@ -224,8 +224,6 @@ struct Interrupted {};
 
 class Bench {
  public:
-  static constexpr std::int64_t chunk = 512;  ///< tokens of a prefill that go through the layers at once
-
   Bench(const OpenModel& open, const BenchArguments& a, Plan plan)
       : open_(open), a_(a), plan_(std::move(plan)), costs_(open.model->weight_costs()) {
     if (!plan_.depths.empty()) {
@@ -243,7 +241,7 @@ class Bench {
     if (plan_.prefill.empty()) return results;
     const auto ids = some_tokens(plan_.prefill.back(), open_.description.vocabulary);
     const auto session =
-        open_.session({.max_context = plan_.prefill.back(), .prefill_chunk = chunk, .threads = a_.common.threads});
+        open_.session({.max_context = plan_.prefill.back(), .prefill_chunk = chunk_, .threads = a_.common.threads});
     // Once unmeasured: pages of a mapped file come in, and clocks go up.
     session->prefill(std::span(ids).first(std::min<std::size_t>(ids.size(), 16)));
     for (const std::int64_t tokens : plan_.prefill) {
@@ -268,7 +266,8 @@ class Bench {
     const auto ids = some_tokens(plan_.depths.back(), open_.description.vocabulary);
     // The text is read once, by one session; the sessions of a batch begin as copies of it. The batch's working memory
     // serves them all.
-    const auto batch = open_.model->batch(plan_.batches.back(), a_.common.threads);
+    const std::int64_t most = plan_.batches.back();
+    const auto batch = open_.model->batch(most, std::max(chunk_, most), a_.common.threads);
     std::unique_ptr<AnySession> reader = open_.session(
         {.max_context = plan_.depths.back() + growth(), .prefill_chunk = 1, .threads = a_.common.threads});
     for (const std::int64_t depth : plan_.depths) {
@@ -276,7 +275,7 @@ class Bench {
       while (reader->position() < depth) {
         const std::int64_t at = reader->position();
         batch->prefill(*reader, std::span(ids).subspan(static_cast<std::size_t>(at),
-                                                       static_cast<std::size_t>(std::min(chunk, depth - at))));
+                                                       static_cast<std::size_t>(std::min(chunk_, depth - at))));
         pause();
       }
       for (const std::int64_t count : plan_.batches) {
@@ -298,8 +297,8 @@ class Bench {
   /// Bytes of weights and caches: every chunk reads the weights anew, and the cache as far as it goes.
   double prefill_bytes(std::int64_t tokens) const {
     double bytes = 0;
-    for (std::int64_t at = 0; at < tokens; at += chunk) {
-      bytes += costs_.step_bytes + open_.cache_read_bytes(std::min(at + chunk, tokens));
+    for (std::int64_t at = 0; at < tokens; at += chunk_) {
+      bytes += costs_.step_bytes + open_.cache_read_bytes(std::min(at + chunk_, tokens));
     }
     return bytes;
   }
@@ -344,6 +343,7 @@ class Bench {
 
   const OpenModel& open_;
   const BenchArguments& a_;
+  const std::int64_t chunk_ = a_.common.prefill_chunk;  ///< tokens of a prefill that go through the layers at once
   Plan plan_;
   WeightCosts costs_;
 };
@@ -445,6 +445,7 @@ int bench(const BenchArguments& a) {
       {"instruction_set", xsimd::default_arch::name()},
       {"matrix_unit", unit_name(bench.costs().unit)},
       {"repetitions", a.repetitions},
+      {"prefill_chunk", a.common.prefill_chunk},
       {"weight_bytes", static_cast<std::int64_t>(bench.costs().step_bytes)},
       {"state_bytes", hymba::state_bytes(open.architecture)},
       {"limits", {{"read_bandwidth_gb_s", limits.bandwidth()}, {"matrix_peak_gflop_s", limits.matrix_peak()}}},
@@ -493,6 +494,7 @@ void add_bench(CLI::App& app, Command& run) {
       ->type_name("LIST");
   command->add_option("--batches", a->batches, "Sessions that decode together, at every depth. Default: 1")
       ->type_name("LIST");
+  add_prefill_chunk(*command, a->common);
   add_number(*command, "--repetitions", a->repetitions, "Of every measurement; the median counts. Default: 3");
   add_idle_seed(*command);
   command->callback([&run, a] { run = [a] { return bench(*a); }; });

@@ -39,6 +39,7 @@ class Conversation {
       : arguments_(a), open_(open), tokenizer_(tokenizer), system_(a.system) {
     settings_.max_context = a.common.max_context;
     if (settings_.max_context == 0) settings_.max_context = saved ? saved->max_context : 4096;
+    settings_.prefill_chunk = a.common.prefill_chunk;
     settings_.threads = a.common.threads;
     for (const std::string& path : a.tools) add_tools(path);
     for (const std::string& path : a.contexts) contexts_.push_back(read_file(path));
@@ -299,6 +300,7 @@ void add_chat(CLI::App& app, Command& run) {
                   "\n\nExample:\n  hymba chat --model DIR --system \"You are terse.\" --temperature 0.7\n");
   const auto a = std::make_shared<ChatArguments>();
   add_common(*command, a->common, "4096, or that of the loaded session");
+  add_prefill_chunk(*command, a->common);
   command->add_option("--system", a->system, "System message")->type_name("TEXT");
   command->add_option("--tools", a->tools, "JSON array of tools the model may call")
       ->type_name("FILE")

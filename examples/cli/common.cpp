@@ -92,6 +92,12 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
   command.add_flag("--quiet", o.quiet, "Nothing on standard error but errors");
 }
 
+void add_prefill_chunk(CLI::App& command, CommonOptions& o) {
+  add_number(command, "--prefill-chunk", o.prefill_chunk,
+             message("Tokens that go through the layers at once: fewer need less working memory, and more time. Default: ",
+                     o.prefill_chunk));
+}
+
 void add_idle_seed(CLI::App& command) {
   static std::uint64_t unused = 0;
   add_number(command, "--seed", unused, "Accepted, without effect");
@@ -301,6 +307,9 @@ void check_common(const CommonOptions& o) {
   check_arch(o);
   if (o.threads < 0 || o.threads > 4096) {
     throw UsageError(message("--threads is ", o.threads, ", expected 0 (all cores) to 4096"));
+  }
+  if (o.prefill_chunk < 1 || o.prefill_chunk > 65536) {
+    throw UsageError(message("--prefill-chunk is ", o.prefill_chunk, ", expected 1 to 65536"));
   }
   if (o.max_context < 0) throw UsageError(message("--max-context is ", o.max_context, ", expected 1 or more"));
 }

@@ -65,10 +65,14 @@ struct CommonOptions {
   std::string weights, cache;    ///< empty: not given
   std::string arch = "auto";
   std::int64_t max_context = 0;  ///< 0: not given
+  std::int64_t prefill_chunk = SessionSettings{}.prefill_chunk;
   bool json = false, quiet = false;
 };
 /// @param max_context_default null: the command has no --max-context.
 void add_common(CLI::App& command, CommonOptions& options, const char* max_context_default);
+
+/// --prefill-chunk, for commands that read texts of any length.
+void add_prefill_chunk(CLI::App& command, CommonOptions& options);
 
 /// --seed for a command that draws nothing, so that scripts can pass one set of options everywhere.
 void add_idle_seed(CLI::App& command);

@@ -71,7 +71,8 @@ int generate(const GenerateArguments& a) {
     }
   }
 
-  SessionSettings settings{.max_context = a.common.max_context, .prefill_chunk = 512, .threads = a.common.threads};
+  SessionSettings settings{
+      .max_context = a.common.max_context, .prefill_chunk = a.common.prefill_chunk, .threads = a.common.threads};
   if (settings.max_context == 0) {
     const std::int64_t before = saved ? saved->position : 0;
     settings.max_context =
@@ -146,6 +147,7 @@ void add_generate(CLI::App& app, Command& run) {
       "Example:\n  hymba generate --model DIR --prompt \"The capital of France is\" --temperature 0.7 --seed 1\n");
   const auto a = std::make_shared<GenerateArguments>();
   add_common(*command, a->common, "prompt and --max-new-tokens together");
+  add_prefill_chunk(*command, a->common);
   a->prompt_option = command->add_option("--prompt", a->prompt, "Text to continue")->type_name("TEXT");
   a->prompt_file_option =
       command->add_option("--prompt-file", a->prompt_file, "The same from a file; -: standard input")

@@ -41,6 +41,15 @@ def test_tiny(folder):
     assert by[9, 1]["cache_bytes"] == ok_json("inspect", MODEL, "--json", "--max-context", 9)["cache"][0]["cache_bytes"] * 2
 
 
+def test_prefill_chunk(folder):
+    # Fewer tokens at once than there are sessions: one step still takes all of them.
+    few, many = (ok_json("bench", "--model", MODEL, *TINY, "--json", "--prefill-chunk", chunk) for chunk in (2, 4096))
+    for told in few, many:
+        check(told, [5, 16], [(0, 1), (0, 3), (9, 1), (9, 3)])
+    assert (few["prefill_chunk"], many["prefill_chunk"]) == (2, 4096)
+    assert few["prefill"][1]["flop_per_byte"] < many["prefill"][1]["flop_per_byte"], "weights are read with each chunk"
+
+
 def test_text_and_lists(folder):
     # Lists come in order, each entry once; either part can be left out.
     text = ok("bench", "--model", MODEL, "--prefill", "none", "--depths", "7,0,7", "--repetitions", 1, "--quiet").decode()

@@ -31,6 +31,7 @@ def test_options(folder):
     refused("generate", "--model", MODEL, "--prompt", "x", "--greedy", "--temperature", "1", naming="--temperature")
     for option, value in (("--threads", "-1"), ("--threads", "5000"), ("--threads", "x"), ("--weights", "int3"),
                           ("--cache", "f64"), ("--arch", "vnni"), ("--max-context", "-5"), ("--max-context", "0x10"),
+                          ("--prefill-chunk", "0"), ("--prefill-chunk", "65537"), ("--prefill-chunk", "x"),
                           ("--max-context", "99999999999999999999"), ("--max-new-tokens", "-1"), ("--max-new-tokens", "1e3"), ("--seed", "-1"), ("--seed", "1.5"),
                           ("--stop-token", "512"), ("--stop-token", "-1"), ("--stop-token", "1,2"), ("--temperature", "warm"),
                           ("--temperature", ""), ("--top-k", "many")):

@@ -20,6 +20,8 @@ def test_same_seed_same_text(folder):
     assert one != ok(*SAMPLED, "--seed", 6)
     greedy = ok(*BASE, "--greedy")
     assert greedy == ok(*BASE) == ok(*BASE, "--seed", 9), "without a temperature the choice is greedy"
+    for chunk in (1, 3, 600):
+        assert one == ok(*SAMPLED, "--seed", 5, "--prefill-chunk", chunk), chunk
 
 
 def test_json_and_text_agree(folder):
