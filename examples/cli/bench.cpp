@@ -266,8 +266,7 @@ class Bench {
     const auto ids = some_tokens(plan_.depths.back(), open_.description.vocabulary);
     // The text is read once, by one session; the sessions of a batch begin as copies of it. The batch's working memory
     // serves them all.
-    const std::int64_t most = plan_.batches.back();
-    const auto batch = open_.model->batch(most, std::max(chunk_, most), a_.common.threads);
+    const auto batch = open_.model->batch(plan_.batches.back(), chunk_, a_.common.threads);
     std::unique_ptr<AnySession> reader = open_.session(
         {.max_context = plan_.depths.back() + growth(), .prefill_chunk = 1, .threads = a_.common.threads});
     for (const std::int64_t depth : plan_.depths) {

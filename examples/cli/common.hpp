@@ -71,7 +71,7 @@ struct CommonOptions {
 /// @param max_context_default null: the command has no --max-context.
 void add_common(CLI::App& command, CommonOptions& options, const char* max_context_default);
 
-/// --prefill-chunk, for commands that read texts of any length.
+/// --prefill-chunk, for commands that prefill.
 void add_prefill_chunk(CLI::App& command, CommonOptions& options);
 
 /// --seed for a command that draws nothing, so that scripts can pass one set of options everywhere.

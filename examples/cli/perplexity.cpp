@@ -64,7 +64,7 @@ int perplexity(const PerplexityArguments& a) {
     throw UsageError(message("--stride is ", stride, ", expected 1 to --max-context ", window));
   }
   const std::unique_ptr<AnySession> session =
-      open.session({.max_context = std::min(window, count - 1), .prefill_chunk = 512, .threads = a.common.threads});
+      open.session({.max_context = std::min(window, count - 1), .threads = a.common.threads});
 
   const CatchInterrupt guard;
   const Stopwatch watch;
