@@ -527,11 +527,16 @@ HYMBA_ALWAYS_INLINE void store_partial(T* to, const floats<A>& v, std::int64_t c
 }
 
 /// `v`, which the compiler holds in a register from here on. Without it GCC repeats a load in each operation that uses
-/// the value when registers run short, and loads become the limit.
+/// the value when registers run short (and, with 32 of them, in each operation that takes an operand from memory), and
+/// loads become the limit.
 template <class A>
 HYMBA_ALWAYS_INLINE floats<A> pinned(floats<A> v) {
 #if defined(HYMBA_SIMD_X86) && defined(__GNUC__) && !defined(__clang__)
-  if constexpr (registers<A> == 16) __asm__("" : "+x"(v.data));
+  if constexpr (registers<A> == 16) {
+    __asm__("" : "+x"(v.data));
+  } else {
+    __asm__("" : "+v"(v.data));
+  }
 #endif
   return v;
 }
