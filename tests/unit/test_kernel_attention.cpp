@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/amx.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/attention.hpp>
+#include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/kernels/quantise_row.hpp>
 
 #include <doctest/doctest.h>
@@ -146,7 +148,24 @@ struct Rounding {
   static constexpr bool narrow = false;  ///< queries are rounded to bf16, as the operation says
   static constexpr double weight = 0;    ///< relative, of a weight
   static constexpr double largest = 0;   ///< relative to a row's largest score, of all its weights in a span
+  static constexpr double sums = 1;      ///< roundings for each number in a sum of products
 };
+#if HYMBA_DOT_BF16
+using Dot = hymba::arch::dot<hymba::arch::best>;
+template <>
+struct Rounding<Dot, bf16> {
+  static constexpr bool narrow = true;
+  static constexpr double weight = 0x1p-8;  // bf16 has 8 significant bits
+  static constexpr double largest = 0;
+#if defined(__AVX512BF16__)
+  static constexpr double sums = 1;
+#else
+  static constexpr double sums = 2;  // bfdot rounds to odd: a whole unit in the last place
+#endif
+};
+template <>
+struct Rounding<Dot, std::int8_t> : Rounding<Dot, bf16> {};
+#endif
 #if defined(HYMBA_AMX)
 using Amx = hymba::arch::amx<hymba::arch::best>;
 template <>
@@ -156,6 +175,7 @@ struct Rounding<Amx, bf16> {
   static constexpr double weight = 0x1p-8 + 0x1.2p-13;
   // The largest score, and what it leaves of the exponent, are rounded once each.
   static constexpr double largest = 3 * unit_roundoff;
+  static constexpr double sums = 1;
 };
 template <>
 struct Rounding<Amx, std::int8_t> : Rounding<Amx, bf16> {};
@@ -168,6 +188,17 @@ bool tiles_to_test() {
   MESSAGE("no AMX on this machine: attention on tiles is not tested");
 #else
   MESSAGE("not compiled for AMX: attention on tiles is not tested");
+#endif
+  return false;
+}
+
+/// Whether the tests on dot products of bf16 can run; says so when they cannot.
+bool dots_to_test() {
+#if HYMBA_DOT_BF16
+  if (hymba::dot_available()) return true;
+  MESSAGE("this machine has no ", hymba::detail::dot::Bf16Unit::name, ": attention on dot products is not tested");
+#else
+  MESSAGE("not compiled for dot products of bf16: attention on them is not tested");
 #endif
   return false;
 }
@@ -227,7 +258,7 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
         double magnitude = 0, error = 0, all = 0;
         for (std::size_t j = 0; j < score.size(); ++j) {
           const double w = std::exp(score[j] - largest) / total,
-                       relative = hymba_test::gamma(static_cast<double>(dk) + 5) * size[j] + shared;
+                       relative = hymba_test::gamma(Extra::sums * static_cast<double>(dk) + 5) * size[j] + shared;
           const double value = value_scale[j] * std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
           magnitude += w * value;
           error += w * value * relative;
@@ -236,7 +267,8 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
         const double result = std::fabs(want(s.first_row + row, h * dv + d));
         // Weights above the line, weights below it, and the two sums.
         const double bound = (error + all * result) / (1 - all) +
-                             hymba_test::gamma(static_cast<double>(score.size()) + 3 * blocks) * (magnitude + result) +
+                             hymba_test::gamma(Extra::sums * static_cast<double>(score.size()) + 3 * blocks) *
+                                 (magnitude + result) +
                              0x1p-110;
         worst.add(static_cast<double>(got(s.first_row + row, h * dv + d)), want(s.first_row + row, h * dv + d), bound,
                   s.first_row + row, h * dv + d);
@@ -419,50 +451,75 @@ TEST_CASE("Attention in vectors against double, cache bf16") { check_all<hymba::
 TEST_CASE("Attention in plain loops against double, cache int8") { check_all<hymba::arch::scalar, std::int8_t>(); }
 TEST_CASE("Attention in vectors against double, cache int8") { check_all<hymba::arch::best, std::int8_t>(); }
 
-#if defined(HYMBA_AMX)
+#if defined(HYMBA_AMX) || HYMBA_DOT_BF16
 namespace {
-template <class E>
-void check_tiles() {
-  check_all<Amx, E>();
-  // Every part of a step of 32 positions, of a tile of rows and of columns.
+template <class Arch, class E>
+void check_narrow() {
+  check_all<Arch, E>();
+  // Every part of a step of positions, of a register or tile of rows and of columns.
   std::uint32_t seed = 1000;
   for (const int dk : {31, 32, 33, 40, 96}) {
-    for (const int dv : {15, 17, 31, 32, 65, 96}) check<Amx, E>(shape_of(3, 1, dk, dv, 0, 0), 50, 14, seed++, false);
+    for (const int dv : {15, 17, 31, 32, 65, 96}) check<Arch, E>(shape_of(3, 1, dk, dv, 0, 0), 50, 14, seed++, false);
   }
   for (const std::int64_t window : {15, 31, 32, 33, 480, 511, 512, 513}) {
     for (const std::int64_t pinned : {0, 31, 33, 530}) {
-      check<Amx, E>(shape_of(5, 1, 8, 20, window, pinned), 1000, 40, seed++);
+      check<Arch, E>(shape_of(5, 1, 8, 20, window, pinned), 1000, 40, seed++);
     }
   }
-  check<Amx, E>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, seed++);
-  check<Amx, E>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, seed++);
+  check<Arch, E>(shape_of(25, 5, 64, 128, 1024, 128), 1500, 60, seed++);
+  check<Arch, E>(shape_of(25, 5, 64, 128, 0, 128), 1500, 1, seed++);
+}
+
+/// Over other caches an architecture that multiplies bf16 is its base.
+template <class Arch>
+void check_other_cache() {
+  const AttentionShape shape = shape_of(6, 2, 16, 24, 40, 8);
+  Random random(4);
+  Cache<f16> cache(shape, 100, random);
+  const auto q = random.matrix(30, 6 * 16);
+  const std::vector<AttentionSequence<f16>> s = {cache.sequence(Layout::ring, 0, 30, 70)};
+  Matrix<float> got(30, 6 * 24), base(30, 6 * 24);
+  run<Arch>(1, shape, q, s, got);
+  run<hymba::arch::best>(1, shape, q, s, base);
+  CHECK(got == base);
 }
 }  // namespace
 #endif
 TEST_CASE("Attention on tiles against double, cache bf16") {
   if (!tiles_to_test()) return;
 #if defined(HYMBA_AMX)
-  check_tiles<bf16>();
+  check_narrow<Amx, bf16>();
 #endif
 }
 TEST_CASE("Attention on tiles against double, cache int8") {
   if (!tiles_to_test()) return;
 #if defined(HYMBA_AMX)
-  check_tiles<std::int8_t>();
+  check_narrow<Amx, std::int8_t>();
 #endif
 }
 TEST_CASE("Attention on tiles is that of the base over other caches") {
   if (!tiles_to_test()) return;
 #if defined(HYMBA_AMX)
-  const AttentionShape shape = shape_of(6, 2, 16, 24, 40, 8);
-  Random random(4);
-  Cache<f16> cache(shape, 100, random);
-  const auto q = random.matrix(30, 6 * 16);
-  const std::vector<AttentionSequence<f16>> s = {cache.sequence(Layout::ring, 0, 30, 70)};
-  Matrix<float> tiles(30, 6 * 24), base(30, 6 * 24);
-  run<Amx>(1, shape, q, s, tiles);
-  run<hymba::arch::best>(1, shape, q, s, base);
-  CHECK(tiles == base);
+  check_other_cache<Amx>();
+#endif
+}
+
+TEST_CASE("Attention on dot products of bf16 against double, cache bf16") {
+  if (!dots_to_test()) return;
+#if HYMBA_DOT_BF16
+  check_narrow<Dot, bf16>();
+#endif
+}
+TEST_CASE("Attention on dot products of bf16 against double, cache int8") {
+  if (!dots_to_test()) return;
+#if HYMBA_DOT_BF16
+  check_narrow<Dot, std::int8_t>();
+#endif
+}
+TEST_CASE("Attention on dot products of bf16 is that of the base over other caches") {
+  if (!dots_to_test()) return;
+#if HYMBA_DOT_BF16
+  check_other_cache<Dot>();
 #endif
 }
 
@@ -479,6 +536,9 @@ TEST_CASE("Attention of a batch is that of its sequences alone, on any number of
 #if defined(HYMBA_AMX)
   if (tiles_to_test()) check_batch<Amx, bf16>(), check_batch<Amx, std::int8_t>();
 #endif
+#if HYMBA_DOT_BF16
+  if (dots_to_test()) check_batch<Dot, bf16>(), check_batch<Dot, std::int8_t>();
+#endif
 }
 
 TEST_CASE("Attention with large scores neither overflows nor loses the largest") {
@@ -486,6 +546,9 @@ TEST_CASE("Attention with large scores neither overflows nor loses the largest")
   check_large_scores<hymba::arch::best, std::int8_t>();
 #if defined(HYMBA_AMX)
   if (tiles_to_test()) check_large_scores<Amx, bf16>(), check_large_scores<Amx, std::int8_t>();
+#endif
+#if HYMBA_DOT_BF16
+  if (dots_to_test()) check_large_scores<Dot, bf16>(), check_large_scores<Dot, std::int8_t>();
 #endif
 }
 
@@ -495,11 +558,17 @@ TEST_CASE("Attention over rows of zeros, and over one that was not finite, cache
 #if defined(HYMBA_AMX)
   if (tiles_to_test()) check_special_rows<Amx>();
 #endif
+#if HYMBA_DOT_BF16
+  if (dots_to_test()) check_special_rows<Dot>();
+#endif
 }
 
 TEST_CASE("Attention of nothing does nothing") {
   check_nothing<hymba::arch::best, float>();
 #if defined(HYMBA_AMX)
   if (tiles_to_test()) check_nothing<Amx, bf16>();
+#endif
+#if HYMBA_DOT_BF16
+  if (dots_to_test()) check_nothing<Dot, bf16>();
 #endif
 }

@@ -103,18 +103,63 @@ struct kernel_for<op::Attention, arch::scalar> {
 
 namespace detail {
 
-/// The sums of a span in vector registers, on xsimd architecture `A`.
+/// Multiply-adds of floats in the vectors of xsimd architecture `Arch`. AttentionInVectors works on any such unit:
+///
+///   A                       the xsimd architecture of scores, softmax and sums
+///   Number, step            what is multiplied, and how many of them a lane takes at once: neighbours in the rows of
+///                           queries and keys, neighbouring positions of weights and values
+///   Operand                 a register of `step` numbers in every lane
+///   load, store             such a register; floats may load any type that rows have
+///   same(p)                 the `step` numbers at p, in every lane
+///   pinned(v)               as simd::pinned
+///   multiply_add(a, b, s)   s and the products of a and b
+///   row(p, n)               as many numbers of a row as a register has, of any type; zeros from the n-th on
+///   columns(rows, d, n)     columns [d, d + lanes) of `step` rows, each lane those of one column; likewise
+///   together(v)             the operand of `step` vectors of floats, rounded
+template <class Arch>
+struct AttentionFloats {
+  using A = Arch;
+  using Number = float;
+  using Operand = simd::floats<A>;
+  static constexpr int step = 1;
+
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Operand load(const T* from) {
+    return simd::load<A>(from);
+  }
+  static HYMBA_ALWAYS_INLINE void store(float* to, const Operand& v) { simd::store<A>(to, v); }
+  static HYMBA_ALWAYS_INLINE Operand same(const float* from) { return Operand(*from); }
+  static HYMBA_ALWAYS_INLINE Operand pinned(const Operand& v) { return simd::pinned<A>(v); }
+  static HYMBA_ALWAYS_INLINE Operand multiply_add(const Operand& a, const Operand& b, const Operand& sums) {
+    return simd::fma<A>(a, b, sums);
+  }
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Operand row(const T* from, std::int64_t count) {
+    return count >= simd::lanes<A> ? load(from) : simd::load_partial<A>(from, count);
+  }
+  template <class T>
+  static HYMBA_ALWAYS_INLINE Operand columns(const T* const* rows, std::int64_t d, std::int64_t count) {
+    return row(rows[0] + d, count);
+  }
+  static HYMBA_ALWAYS_INLINE Operand together(const Operand (&v)[1]) { return v[0]; }
+};
+
+/// The sums of a span in vector registers, by `Unit`.
 ///
 /// Lanes run over rows for scores and softmax, over the value's columns for the weighted sum. With the queries
 /// transposed once per task, both products broadcast their left operand from rows as they lie in the cache, nothing
 /// else is transposed, and largest scores and sums need no operation across lanes. A span is cut in blocks, at
 /// multiples of their size.
-template <class A>
-struct AttentionSimd {
+template <class Unit>
+struct AttentionInVectors {
+  using A = typename Unit::A;
+  using Number = typename Unit::Number;
+  using Operand = typename Unit::Operand;
   static constexpr std::int64_t L = simd::lanes<A>;
   using V = simd::floats<A>;
   static constexpr bool wide = simd::registers<A> >= 32;
 
+  static constexpr int step = Unit::step;
   static constexpr std::int64_t block = 64;  ///< positions per block
   static constexpr std::int64_t panel = 48;  ///< rows whose scores are held at a time
   static constexpr std::int64_t task_rows = 4 * panel;
@@ -122,26 +167,35 @@ struct AttentionSimd {
   static constexpr int score_keys = wide ? 8 : 4, score_vectors = 3;
   static constexpr int value_rows = 6, value_vectors = wide ? 4 : 2;
   static_assert(panel % (L * score_vectors) == 0 && panel % value_rows == 0 && attention_span % block == 0);
+  static_assert(block % step == 0);
+
+  static constexpr std::int64_t depth(const AttentionShape& s) { return round_up(s.key_width, step); }
+  static constexpr std::int64_t key_stride(const AttentionShape& s) { return round_up(s.key_width, L * step); }
 
   struct Workspace {
-    float* queries;   ///< [panels][key_width][panel], scaled
-    float* weights;   ///< [block][panel] scores, then weights
-    float* keys;      ///< [block][key_width], when they cannot be used in place
-    float* values;    ///< [block][value stride], the same
+    Number* queries;  ///< [panels][depth / step][panel][step]
+    float* weights;   ///< [block][panel] scores, then weights: Number [block / step][panel][step]
+    Number* keys;     ///< [block][key stride], when they cannot be used in place
+    Number* values;   ///< [block / step][value stride][step], the same
+    std::byte* zeros;     ///< a row of them
     float* key_scales;    ///< [block] where rows have scales
     float* value_scales;  ///< [block], the same
     float* position;  ///< [rows] relative to the task's first
     float* factor;    ///< [rows]
 
     constexpr Workspace(const AttentionShape& s, std::int64_t rows, AttentionMemory& memory)
-        : queries(memory.take<float>(rows * s.key_width)),
+        : queries(memory.take<Number>(rows * depth(s))),
           weights(memory.take<float>(block * panel)),
-          keys(memory.take<float>(block * s.key_width)),
-          values(memory.take<float>(block * attention_value_stride(s))),
+          keys(memory.take<Number>(block * key_stride(s))),
+          values(memory.take<Number>(block * attention_value_stride(s))),
+          zeros(memory.take<std::byte>(zero_bytes(s))),
           key_scales(memory.take<float>(block)),
           value_scales(memory.take<float>(block)),
           position(memory.take<float>(rows)),
           factor(memory.take<float>(rows)) {}
+    static constexpr std::int64_t zero_bytes(const AttentionShape& s) {
+      return std::max(s.key_width, s.value_width) * static_cast<std::int64_t>(sizeof(float));
+    }
   };
 
   /// Memory that the next block will read, fetched a little with every step of this one: a block is too short for the
@@ -176,34 +230,31 @@ struct AttentionSimd {
 
   // --- Register tiles ------------------------------------------------------------------------------------------------
 
-  /// Scores of `score_keys` keys against N vectors of rows: one fused multiply-add per element and d, in order. `scales`
-  /// of the keys where they are Scaled.
+  /// Scores of `score_keys` keys against N vectors of rows: one multiply-add per element and step of d, in order, then
+  /// the scale, and those of the keys where they are Scaled.
   template <int N, bool Scaled>
-  static HYMBA_ALWAYS_INLINE void score_tile(const float* const (&keys)[score_keys],
+  static HYMBA_ALWAYS_INLINE void score_tile(const Number* const (&keys)[score_keys], float scale,
                                              [[maybe_unused]] const float* scales, std::int64_t width,
-                                             const float* queries, float* scores) {
+                                             const Number* queries, float* scores) {
     V sum[score_keys][N];
     unrolled<score_keys>([&](auto i) { unrolled<N>([&](auto j) { sum[i][j] = simd::zero<A>(); }); });
-    for (std::int64_t d = 0; d < width; ++d) {
-      V q[N];
-      unrolled<N>([&](auto j) { q[j] = simd::pinned<A>(simd::load<A>(queries + d * panel + j * L)); });
+    for (std::int64_t d = 0; d < width; d += step) {
+      Operand q[N];
+      unrolled<N>([&](auto j) { q[j] = Unit::pinned(Unit::load(queries + d * panel + j * L * step)); });
       unrolled<score_keys>([&](auto i) {
-        const V k(keys[i][d]);
-        unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(k, q[j], sum[i][j]); });
+        const Operand k = Unit::same(keys[i] + d);
+        unrolled<N>([&](auto j) { sum[i][j] = Unit::multiply_add(k, q[j], sum[i][j]); });
       });
     }
     unrolled<score_keys>([&](auto i) {
-      if constexpr (Scaled) {
-        const V by(scales[i]);
-        unrolled<N>([&](auto j) { sum[i][j] = sum[i][j] * by; });
-      }
-      unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j]); });
+      const V by(Scaled ? scale * scales[i] : scale);
+      unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j] * by); });
     });
   }
 
   /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
   template <int R, int N, bool Fetch, class E>
-  static HYMBA_ALWAYS_INLINE void value_tile(const float* weights, std::int64_t count, const E* values,
+  static HYMBA_ALWAYS_INLINE void value_tile(const Number* weights, std::int64_t count, const E* values,
                                              std::int64_t value_row, const float* factor, float* out,
                                              std::int64_t out_row, const Ahead& ahead) {
     V sum[R][N];
@@ -211,13 +262,13 @@ struct AttentionSimd {
       const V f(factor[i]);
       unrolled<N>([&](auto j) { sum[i][j] = simd::load<A>(out + i * out_row + j * L) * f; });
     });
-    for (std::int64_t k = 0; k < count; ++k) {
+    for (std::int64_t k = 0; k < count; k += step) {
       if constexpr (Fetch) ahead.with_values(k);
-      V v[N];
-      unrolled<N>([&](auto j) { v[j] = simd::pinned<A>(simd::load<A>(values + k * value_row + j * L)); });
+      Operand v[N];
+      unrolled<N>([&](auto j) { v[j] = Unit::pinned(Unit::load(values + k * value_row + j * L * step)); });
       unrolled<R>([&](auto i) {
-        const V w(weights[k * panel + i]);
-        unrolled<N>([&](auto j) { sum[i][j] = simd::fma<A>(w, v[j], sum[i][j]); });
+        const Operand w = Unit::same(weights + k * panel + i * step);
+        unrolled<N>([&](auto j) { sum[i][j] = Unit::multiply_add(w, v[j], sum[i][j]); });
       });
     }
     unrolled<R>([&](auto i) { unrolled<N>([&](auto j) { simd::store<A>(out + i * out_row + j * L, sum[i][j]); }); });
@@ -227,25 +278,26 @@ struct AttentionSimd {
 
   /// weights[k][r] = score of key k and row r, for `vectors` vectors of rows.
   template <bool Scaled>
-  static void scores(const float* keys, const float* scales, std::int64_t count, std::int64_t width,
-                     const float* queries, std::int64_t vectors, float* weights, const Ahead& ahead) {
+  static void scores(const Number* keys, std::int64_t stride, float scale, const float* scales, std::int64_t count,
+                     std::int64_t width, const Number* queries, std::int64_t vectors, float* weights,
+                     const Ahead& ahead) {
     for (std::int64_t v = 0; v < vectors; v += score_vectors) {
       for (std::int64_t k = 0; k < count; k += score_keys) {
         ahead.with_scores(k);
-        const float* rows[score_keys];
+        const Number* rows[score_keys];
         // Keys past the end repeat the last one; nobody reads their scores.
-        for (int i = 0; i < score_keys; ++i) rows[i] = keys + std::min(k + i, count - 1) * width;
-        const float* const q = queries + v * L;
+        for (int i = 0; i < score_keys; ++i) rows[i] = keys + std::min(k + i, count - 1) * stride;
+        const Number* const q = queries + v * L * step;
         float* const to = weights + k * panel + v * L;
         switch (vectors - v) {
           case 1:
-            score_tile<1, Scaled>(rows, scales + k, width, q, to);
+            score_tile<1, Scaled>(rows, scale, scales + k, width, q, to);
             break;
           case 2:
-            score_tile<2, Scaled>(rows, scales + k, width, q, to);
+            score_tile<2, Scaled>(rows, scale, scales + k, width, q, to);
             break;
           default:
-            score_tile<3, Scaled>(rows, scales + k, width, q, to);
+            score_tile<3, Scaled>(rows, scale, scales + k, width, q, to);
             break;
         }
       }
@@ -269,8 +321,8 @@ struct AttentionSimd {
     }
   }
 
-  /// Scores to weights 2^(score - largest); updates `largest` and `sum`, and says by what earlier sums shrink. Weights
-  /// are stored times the `scales` of the values that they will multiply where these are Scaled.
+  /// Scores to weights 2^(score - largest), where they were; updates `largest` and `sum`, and says by what earlier sums
+  /// shrink. Weights are stored times the `scales` of the values that they will multiply where these are Scaled.
   template <bool Scaled>
   static void softmax(std::int64_t count, std::int64_t vectors, [[maybe_unused]] const float* scales, float* weights,
                       float* largest, float* sum, float* factor) {
@@ -280,10 +332,16 @@ struct AttentionSimd {
       V most = before;
       for (std::int64_t k = 0; k < count; ++k) most = simd::max<A>(most, simd::load<A>(at + k * panel));
       V total = simd::zero<A>();
-      for (std::int64_t k = 0; k < count; ++k) {
-        const V w = simd::exp2_nonpositive<A>(simd::load<A>(at + k * panel) - most);
-        simd::store<A>(at + k * panel, Scaled ? w * V(scales[k]) : w);
-        total = total + w;
+      // What `step` scores become is as long as one of them, and takes the place of one that has been read.
+      Number* const to = reinterpret_cast<Number*>(weights) + v * L * step;
+      for (std::int64_t k = 0; k < count; k += step) {
+        V w[step];
+        unrolled<step>([&](auto i) {
+          w[i] = simd::exp2_nonpositive<A>(simd::load<A>(at + (k + i) * panel) - most);
+          total = total + w[i];
+          if constexpr (Scaled) w[i] = w[i] * V(scales[k + i]);
+        });
+        Unit::store(to + k * panel, Unit::together(w));
       }
       const V shrink = simd::exp2_nonpositive<A>(before - most);
       simd::store<A>(largest + v * L, most);
@@ -293,24 +351,24 @@ struct AttentionSimd {
   }
 
   template <int N, bool Fetch, class E>
-  static void weighted_sum_columns(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
+  static void weighted_sum_columns(const Number* weights, std::int64_t count, std::int64_t rows, const E* values,
                                    std::int64_t value_row, const float* factor, float* out, std::int64_t out_row,
                                    const Ahead& ahead) {
     std::int64_t r = 0;
     for (; r + value_rows <= rows; r += value_rows) {
-      value_tile<value_rows, N, Fetch>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row,
+      value_tile<value_rows, N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row, out_row,
                                        ahead);
     }
     with_static<1, 2, 3, 4, 5>(rows - r, [&](auto rest) {
       if constexpr (rest() > 0) {
-        value_tile<rest(), N, Fetch>(weights + r, count, values, value_row, factor + r, out + r * out_row, out_row,
+        value_tile<rest(), N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row, out_row,
                                      ahead);
       }
     });
   }
   /// out = out * factor + weights^T values, for `rows` rows.
   template <class E>
-  static void weighted_sum(const float* weights, std::int64_t count, std::int64_t rows, const E* values,
+  static void weighted_sum(const Number* weights, std::int64_t count, std::int64_t rows, const E* values,
                            std::int64_t value_row, std::int64_t vectors, const float* factor, float* out,
                            std::int64_t out_row, const Ahead& ahead) {
     std::int64_t v = 0;
@@ -319,78 +377,71 @@ struct AttentionSimd {
       v += value_vectors;
     }
     for (; v + value_vectors <= vectors; v += value_vectors) {
-      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L,
+      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
                                                  out_row, ahead);
     }
     if constexpr (value_vectors > 2) {
       if (v + 2 <= vectors) {
-        weighted_sum_columns<2, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row,
+        weighted_sum_columns<2, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L, out_row,
                                        ahead);
         v += 2;
       }
     }
     if (v < vectors) {
-      weighted_sum_columns<1, false>(weights, count, rows, values + v * L, value_row, factor, out + v * L, out_row,
+      weighted_sum_columns<1, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L, out_row,
                                      ahead);
     }
   }
 
   // --- Parts of a task -----------------------------------------------------------------------------------------------
 
-  /// Queries transposed and scaled, in units of log2, and the rows' positions.
+  /// Queries transposed, the rows' positions, and the row of zeros.
   template <class E>
   static void prepare(const AttentionTask<E>& t, MatrixView<const float> q, const Workspace& w) {
     const std::int64_t width = t.shape.key_width, r = attention_group(t.shape), rows = t.rows();
-    const float scale = t.shape.scale * 1.44269504f;
     for (std::int64_t row = 0; row < round_up(rows, L); ++row) {
-      float* const to = w.queries + row / panel * panel * width + row % panel;
-      if (row < rows) {
-        const float* const from = q.row(t.sequence.first_row + t.token + row / r) + (t.head * r + row % r) * width;
-        for (std::int64_t d = 0; d < width; ++d) to[d * panel] = from[d] * scale;
-      } else {
-        for (std::int64_t d = 0; d < width; ++d) to[d * panel] = 0.0f;
+      Number* const to = w.queries + row / panel * panel * depth(t.shape) + row % panel * step;
+      const float* const from =
+          row < rows ? q.row(t.sequence.first_row + t.token + row / r) + (t.head * r + row % r) * width : nullptr;
+      for (std::int64_t d = 0; d < width; d += L * step) {
+        alignas(64) Number some[L * step] = {};
+        if (from != nullptr) Unit::store(some, Unit::row(from + d, width - d));
+        const std::int64_t end = std::min(L * step, depth(t.shape) - d);
+        for (std::int64_t i = 0; i < end; i += step) std::copy_n(some + i, step, to + (d + i) * panel);
       }
       w.position[row] = static_cast<float>(std::min(row, rows - 1) / r);
     }
+    std::fill_n(w.zeros, Workspace::zero_bytes(t.shape), std::byte{0});
   }
 
-  /// Copies rows [first, first + count) in position order as floats, `stride` apart, padded with zeros.
+  /// Where the rows of positions [first, first + count) lie. Positions in no segment are hidden from all rows, yet lie
+  /// between visible ones or in one step with them: their weight of zero needs a number to be multiplied with, and they
+  /// get the row of zeros.
   template <class E, class Rows>
-  static const float* gather(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
-                             std::int64_t width, std::int64_t stride, Rows&& rows, float* to) {
-    std::int64_t covered = 0;
+  static void find_rows(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
+                        std::int64_t width, Rows&& rows, const Workspace& w, const E* (&at)[block]) {
+    std::fill_n(at, count, reinterpret_cast<const E*>(w.zeros));
     for (int i = 0; i < sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = sequence.segments[i];
       const std::int64_t a = std::max(first, s.first_position), c = std::min(first + count, s.first_position + s.count);
-      if (a >= c) continue;
-      covered += c - a;
-      const E* from = rows(s) + (a - s.first_position) * width;
-      float* out = to + (a - first) * stride;
-      for (std::int64_t j = a; j < c; ++j, from += width, out += stride) {
-        std::int64_t d = 0;
-        for (; d + L <= width; d += L) simd::store<A>(out + d, simd::load<A>(from + d));
-        // The padding of a row of `to` is written too: it is multiplied, though its products are dropped.
-        if (d < width) {
-          const V rest = simd::load_partial<A>(from + d, width - d);
-          simd::store_partial<A>(out + d, rest, std::min(L, stride - d));
-        }
+      const E* const from = rows(s);
+      for (std::int64_t j = a; j < c; ++j) at[j - first] = from + (j - s.first_position) * width;
+    }
+  }
+  template <class E>
+  static void copy_keys(const E* const* rows, std::int64_t count, const AttentionShape& shape, Number* to) {
+    for (std::int64_t k = 0; k < count; ++k, to += key_stride(shape)) {
+      for (std::int64_t d = 0; d < shape.key_width; d += L * step) {
+        Unit::store(to + d, Unit::row(rows[k] + d, shape.key_width - d));
       }
     }
-    if (covered < count) clear_uncovered(sequence, first, count, stride, to);
-    return to;
   }
-  /// Positions in no segment are hidden from all rows, yet lie between visible ones: their weight of zero needs a
-  /// number to be multiplied with.
   template <class E>
-  static void clear_uncovered(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
-                              std::int64_t stride, float* to) {
-    for (std::int64_t j = first; j < first + count; ++j) {
-      bool held = false;
-      for (int i = 0; i < sequence.segment_count; ++i) {
-        const std::int64_t at = j - sequence.segments[i].first_position;
-        held = held || (at >= 0 && at < sequence.segments[i].count);
+  static void copy_values(const E* const* rows, std::int64_t count, const AttentionShape& shape, Number* to) {
+    for (std::int64_t k = 0; k < count; k += step, to += attention_value_stride(shape) * step) {
+      for (std::int64_t d = 0; d < shape.value_width; d += L) {
+        Unit::store(to + d * step, Unit::columns(rows + k, d, shape.value_width - d));
       }
-      if (!held) std::fill_n(to + (j - first) * stride, stride, 0.0f);
     }
   }
 
@@ -415,9 +466,10 @@ struct AttentionSimd {
     if (i < count) simd::store_partial<A>(to + i, simd::load_partial<A>(from + i, count - i), count - i);
   }
 
-  /// The block behind that at `first`, when one segment holds all of it.
+  /// The block behind that at `first`, when one segment holds all of it. Half of what values are used where they lie
+  /// is fetched while they are.
   template <class E>
-  static Ahead next_block(const AttentionTask<E>& t, std::int64_t first) {
+  static Ahead next_block(const AttentionTask<E>& t, std::int64_t first, bool in_place) {
     Ahead ahead;
     for (int i = 0; i < t.sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = t.sequence.segments[i];
@@ -427,7 +479,7 @@ struct AttentionSimd {
       ahead.values = reinterpret_cast<const char*>(t.values(s, first + block));
       ahead.key_bytes = t.shape.key_width * static_cast<std::int64_t>(sizeof(E));
       ahead.value_bytes = t.shape.value_width * static_cast<std::int64_t>(sizeof(E));
-      ahead.split = t.rows() <= value_rows ? ahead.value_bytes / 128 * 64 : ahead.value_bytes;
+      ahead.split = in_place ? ahead.value_bytes / 128 * 64 : ahead.value_bytes;
     }
     return ahead;
   }
@@ -437,53 +489,70 @@ struct AttentionSimd {
   static void attend(const AttentionTask<E>& t, const Workspace& w, const AttentionVisible& visible, std::int64_t start,
                      const AttentionPartial& to) {
     const AttentionShape& shape = t.shape;
-    const std::int64_t rows = t.rows(), r = attention_group(shape), stride = attention_value_stride(shape);
+    const std::int64_t rows = t.rows(), r = attention_group(shape), value_stride = attention_value_stride(shape);
+    const float scale = shape.scale * 1.44269504f;  // scores in units of log2
     const std::int64_t columns = (shape.value_width + L - 1) / L;
     std::fill_n(to.largest, round_up(rows, L), attention_lowest);
     std::fill_n(to.sum, round_up(rows, L), 0.0f);
-    std::fill_n(to.values, rows * stride, 0.0f);
+    std::fill_n(to.values, rows * value_stride, 0.0f);
     for (std::int64_t b = start; b < start + attention_span && b <= visible.last; b += block) {
       std::int64_t a = b, c = b + block;
       visible.clip(a, c);
       if (a >= c) continue;
-      const auto key_rows = [&](const KeyValueSegment<E>& s) { return s.keys + t.head * s.key_head_stride; };
-      const auto value_rows_of = [&](const KeyValueSegment<E>& s) { return s.values + t.head * s.value_head_stride; };
-      // A few rows read a block once: straight from the cache where it lies in one piece. More rows read it often: from
-      // a copy that stays near.
+      // Whole steps, at multiples of their size: sums do not depend on where a task begins to see.
+      a = a / step * step;
+      c = round_up(c, step);
+      // A few rows read a block once: straight from the cache where it lies in one piece, and as it is multiplied. More
+      // rows read it often: from a copy that stays near.
       const KeyValueSegment<E>* const in_place = rows <= value_rows ? t.holder(a, c - a) : nullptr;
-      const float* keys = nullptr;
-      if constexpr (std::is_same_v<E, float>) {
-        if (in_place != nullptr) keys = t.keys(*in_place, a);
+      const E* at[block];
+      const Number* keys = w.keys;
+      std::int64_t stride = key_stride(shape);
+      bool copied = false;
+      if constexpr (std::is_same_v<E, Number>) {
+        if (in_place != nullptr && shape.key_width % step == 0) {
+          keys = t.keys(*in_place, a);
+          stride = shape.key_width;
+          copied = true;
+        }
       }
-      if (keys == nullptr) {
-        keys = gather(t.sequence, a, c - a, shape.key_width, shape.key_width, key_rows, w.keys);
+      if (!copied) {
+        find_rows(t.sequence, a, c - a, shape.key_width,
+                  [&](const KeyValueSegment<E>& s) { return s.keys + t.head * s.key_head_stride; }, w, at);
+        copy_keys(at, c - a, shape, w.keys);
       }
       const E* direct = nullptr;
-      const float* values = nullptr;
-      if (in_place != nullptr && shape.value_width % L == 0) {
+      if (step == 1 && in_place != nullptr && shape.value_width % L == 0) {
         direct = t.values(*in_place, a);
       } else {
-        values = gather(t.sequence, a, c - a, shape.value_width, stride, value_rows_of, w.values);
+        find_rows(t.sequence, a, c - a, shape.value_width,
+                  [&](const KeyValueSegment<E>& s) { return s.values + t.head * s.value_head_stride; }, w, at);
+        copy_values(at, c - a, shape, w.values);
       }
       gather_scales(t, a, c - a, w);
-      Ahead ahead = next_block(t, b);
+      Ahead ahead = next_block(t, b, direct != nullptr);
       for (std::int64_t p = 0; p < rows; p += panel) {
         const std::int64_t here = std::min(panel, rows - p), vectors = (here + L - 1) / L;
         const std::int64_t first = visible.first + p / r, last = visible.first + (p + here - 1) / r;
-        const std::int64_t count = std::min(c, last + 1) - a;
+        const std::int64_t count = std::min(c, round_up(last + 1, step)) - a;
         const bool in_window = shape.window == 0 || c - 1 >= first - shape.window || a < shape.pinned;
         if (count <= 0 || !in_window) continue;
-        scores<scaled_rows<E>>(keys, w.key_scales, count, shape.key_width, w.queries + p * shape.key_width, vectors,
-                               w.weights, ahead);
+        scores<scaled_rows<E>>(keys, stride, scale, w.key_scales, count, shape.key_width,
+                               w.queries + p * depth(shape), vectors, w.weights, ahead);
         const bool all_old = a + count - 1 <= first;
         const bool all_near = shape.window == 0 || a >= last - shape.window || a + count <= shape.pinned;
         if (!all_old || !all_near) mask(shape, visible.first, a, count, w.position + p, vectors, w.weights);
         softmax<scaled_rows<E>>(count, vectors, w.value_scales, w.weights, to.largest + p, to.sum + p, w.factor + p);
-        float* const sums = to.values + p * stride;
-        if (direct != nullptr) {
-          weighted_sum(w.weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, stride, ahead);
-        } else {
-          weighted_sum(w.weights, count, here, values, stride, columns, w.factor + p, sums, stride, ahead);
+        float* const sums = to.values + p * value_stride;
+        const Number* const weights = reinterpret_cast<const Number*>(w.weights);
+        if constexpr (step == 1) {
+          if (direct != nullptr) {
+            weighted_sum(weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, value_stride,
+                         ahead);
+          }
+        }
+        if (direct == nullptr) {
+          weighted_sum(weights, count, here, w.values, value_stride, columns, w.factor + p, sums, value_stride, ahead);
         }
         ahead = Ahead{};
       }
@@ -495,14 +564,16 @@ struct AttentionSimd {
 
 template <class A>
 struct kernel_for<op::Attention, arch::simd<A>> {
+  using Impl = detail::AttentionEngine<A, detail::AttentionInVectors<detail::AttentionFloats<A>>>;
+
   static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
-    return detail::AttentionEngine<A, detail::AttentionSimd<A>>::scratch_bytes(shape, max_rows);
+    return Impl::scratch_bytes(shape, max_rows);
   }
 
   template <class E, class Exec>
   static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
                   std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    detail::AttentionEngine<A, detail::AttentionSimd<A>>::template run<E>(exec, scratch, shape, q, sequences, out);
+    Impl::template run<E>(exec, scratch, shape, q, sequences, out);
   }
 };
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The instructions that multiply bf16 and sum two products in a lane of 32 bits, as a unit of GemmAlongColumns
-// (kernels/gemm.hpp). They treat subnormals, of operands and of sums, as zeros. vdpbf16ps adds the products one after
+// (kernels/gemm.hpp), with what that of AttentionInVectors is made of besides (kernels/dot/attention.hpp): `same`, two
+// neighbours in every lane; `round`, two vectors of floats as bf16, one behind the other; `interleave`, which makes one of
+// each half of a register neighbours; `neighbours`, the same of numbers in two places. They treat subnormals, of operands and of sums, as zeros. vdpbf16ps adds the products one after
 // the other and rounds to nearest each time; bfdot rounds the sum of both, and then what it adds to, to odd.
 #pragma once
 
@@ -15,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -55,6 +58,25 @@ struct Bf16Unit {
 #endif
   }
   static HYMBA_ALWAYS_INLINE Vector pinned(const Vector& v) { return v; }
+
+  static HYMBA_ALWAYS_INLINE Vector same(const bf16* two) {
+    std::int32_t both = 0;
+    std::memcpy(&both, two, sizeof(both));
+    return _mm512_set1_epi32(both);
+  }
+  static HYMBA_ALWAYS_INLINE Vector round(const Sums& low, const Sums& high) { return narrow(low.data, high.data); }
+  static HYMBA_ALWAYS_INLINE Vector interleave(Vector v) {
+    const auto lane = [](int i) { return (16 + i) << 16 | i; };
+    return _mm512_permutexvar_epi16(
+        _mm512_setr_epi32(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7), lane(8), lane(9),
+                          lane(10), lane(11), lane(12), lane(13), lane(14), lane(15)),
+        v);
+  }
+  static HYMBA_ALWAYS_INLINE Vector neighbours(const bf16* first, const bf16* second) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second));
+    return interleave(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+  }
 };
 static_assert(simd::lanes<Bf16Unit::A> == Bf16Unit::lanes);
 
@@ -72,7 +94,7 @@ struct Bf16Unit {
 
   static HYMBA_ALWAYS_INLINE Vector load(const bf16* from) { return vreinterpretq_bf16_u16(vld1q_u16(&from->bits)); }
   static HYMBA_ALWAYS_INLINE Vector load(const float* from) {
-    return vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(normal(vld1q_f32(from))), normal(vld1q_f32(from + 4)));
+    return round(Sums(vld1q_f32(from)), Sums(vld1q_f32(from + 4)));
   }
   template <class T>
   static HYMBA_ALWAYS_INLINE Vector load_partial(const T* from, std::int64_t count) {
@@ -88,6 +110,23 @@ struct Bf16Unit {
     return Sums(vbfdotq_f32(sums.data, w, x));
   }
   static HYMBA_ALWAYS_INLINE Vector pinned(const Vector& v) { return v; }
+
+  static HYMBA_ALWAYS_INLINE Vector same(const bf16* two) {
+    std::uint32_t both = 0;
+    std::memcpy(&both, two, sizeof(both));
+    return vreinterpretq_bf16_u32(vdupq_n_u32(both));
+  }
+  static HYMBA_ALWAYS_INLINE Vector round(const Sums& low, const Sums& high) {
+    return vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(normal(low.data)), normal(high.data));
+  }
+  static HYMBA_ALWAYS_INLINE Vector interleave(Vector v) {
+    const uint16x8_t bits = vreinterpretq_u16_bf16(v);
+    return vreinterpretq_bf16_u16(vzip1q_u16(bits, vextq_u16(bits, bits, 4)));
+  }
+  static HYMBA_ALWAYS_INLINE Vector neighbours(const bf16* first, const bf16* second) {
+    const uint16x8_t both = vcombine_u16(vld1_u16(&first->bits), vld1_u16(&second->bits));
+    return interleave(vreinterpretq_bf16_u16(both));
+  }
 
  private:
   /// Zeros in place of subnormals, of which the nearest bf16 may be normal: as the other units do.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: those of bf16, or Base.
+// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: those of bf16, or Base. Includes
+// every operation that has dot products, so that the name means the same wherever it is used.
 #pragma once
 
 #include <hymba/core/macros.hpp>
@@ -10,6 +11,7 @@
 #include <hymba/exec/formats.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/kernels/block_grid.hpp>
+#include <hymba/kernels/dot/attention.hpp>
 #include <hymba/kernels/dot/bf16_gemm.hpp>
 #include <hymba/kernels/dot/units.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
