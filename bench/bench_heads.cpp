@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The operations between the projections on the shapes of Hymba-1.5B: attention (prefill in chunks of 512 and 2048, and
-// decode; global and window layers; caches in f32, f16, bf16 and int8, the last two also on AMX tiles), selective scan
-// beside its plain loop, convolution, norms, rotary embedding, SwiGLU.
+// decode; global and window layers; caches in f32, f16, bf16 and int8, the last two also on AMX tiles and on dot products of
+// bf16), selective scan beside its plain loop, convolution, norms, rotary embedding, SwiGLU.
 //
 // Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth
 // that this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.
 // Environment: HYMBA_BENCH_THREADS (default: all).
 #include <hymba/core/aligned_buffer.hpp>
 #include <hymba/exec/amx.hpp>
+#include <hymba/exec/dot.hpp>
 #include <hymba/exec/executor.hpp>
 #include <hymba/kernels/activations.hpp>
 #include <hymba/kernels/amx/attention.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/conv1d.hpp>
+#include <hymba/kernels/dot/gemm.hpp>
 #include <hymba/kernels/fuse_norms.hpp>
 #include <hymba/kernels/rms_norm.hpp>
 #include <hymba/kernels/rope.hpp>
@@ -315,6 +317,14 @@ int main(int argc, char** argv) {
     add_attention<arch::amx<arch::best>, std::int8_t>("int8_amx");
   } else {
     std::fprintf(stderr, "no AMX on this machine: attention on tiles is left out\n");
+  }
+#endif
+#if HYMBA_DOT_BF16
+  if (dot_available()) {
+    add_attention<arch::dot<arch::best>, bf16>("bf16_dot");
+    add_attention<arch::dot<arch::best>, std::int8_t>("int8_dot");
+  } else {
+    std::fprintf(stderr, "no dot products of bf16 on this machine: attention on them is left out\n");
   }
 #endif
   for (const std::int64_t rows : {1, 512}) {

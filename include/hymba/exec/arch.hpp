@@ -17,18 +17,18 @@ struct scalar {};
 template <class A>
 struct simd {};
 
-/// Matrix products and, over bf16 caches, attention on AMX tiles, everything else as on `Base`. Operands are rounded to
-/// bf16, or, beside int8 and int4 weights, activations to signed bytes; sums are in single precision.
+/// Matrix products and, over bf16 and int8 caches, attention on AMX tiles, everything else as on `Base`. Operands are
+/// rounded to bf16, or, beside int8 and int4 weights, activations to signed bytes; sums are in single precision.
 /// Needs kernels/amx/gemm.hpp (for training train/kernels/products.hpp), a translation unit compiled for AMX, and
 /// amx_available() (exec/amx.hpp) at run time.
 template <class Base>
 struct amx {};
 
 /// Matrix products with int8 and int4 weights on dot products of bytes (AVX-512 VNNI, AVX-VNNI, AVX2, NEON) and, where
-/// HYMBA_DOT_BF16 (core/macros.hpp) is 1, with bf16 weights on dot products of bf16 (AVX-512 BF16, NEON); everything else
-/// as on `Base`. Beside bytes activations are rounded to signed bytes, and the products have the bits of arch::amx;
-/// beside bf16 they are rounded to bf16. Needs kernels/dot/gemm.hpp, a translation unit compiled for one of them, and
-/// dot_available() (exec/dot.hpp) at run time.
+/// HYMBA_DOT_BF16 (core/macros.hpp) is 1, with bf16 weights, and attention over bf16 and int8 caches, on dot products of
+/// bf16 (AVX-512 BF16, NEON); everything else as on `Base`. Beside bytes activations are rounded to signed bytes, and the
+/// products have the bits of arch::amx; on dot products of bf16 they are rounded to bf16. Needs kernels/dot/gemm.hpp, a
+/// translation unit compiled for one of them, and dot_available() (exec/dot.hpp) at run time.
 template <class Base>
 struct dot {};
 
