@@ -8,7 +8,8 @@
 For each pair hymba runs the model's shape with random weights in WEIGHTS (f32, f16, bf16, int8, int4), and every peer's
 llama-bench the file, with as many threads; what follows a program's path goes to it ("ik=ik/bin/llama-bench -rtr 1").
 Programs take turns, so that whatever else the machine does hits all alike; of all rounds the best counts, and the ratio is
-to the best peer. bench/random_gguf.py makes files of as many parameters; bench/peers.md has the whole recipe.
+to the best peer. --prefill 0 leaves prefill out: memory, which decoding waits for, is shared and moves, and only many short
+rounds even that out. bench/random_gguf.py makes files of as many parameters; bench/peers.md has the whole recipe.
 """
 import argparse
 import json
@@ -27,8 +28,8 @@ def run(command):
 def hymba(a, weights):
     """{("prefill", tokens) or ("decode", depth): tokens per second}"""
     told = run([a.hymba, "bench", "--model", a.model, "--weights", weights, "--cache", a.cache, "--threads", str(a.threads),
-                "--prefill", str(a.prefill), "--depths", ",".join(map(str, a.depths)), "--batches", "1", "--repetitions", "1",
-                "--json"])
+                "--prefill", str(a.prefill or "none"), "--depths", ",".join(map(str, a.depths)), "--batches", "1",
+                "--repetitions", "1", "--json"])
     out = {("prefill", row["tokens"]): row["tokens_per_s"] for row in told["prefill"]}
     out.update({("decode", row["depth"]): row["tokens_per_s"] for row in told["decode"]})
     return out, told["limits"]
@@ -47,8 +48,9 @@ def at_depth(program, depth, tokens):
 def peer(a, program, path):
     out = {}
     common = program + ["-m", path, "-t", str(a.threads), "-ngl", "0", "-r", "1", "-o", "json"]
-    for row in run(common + ["-p", str(a.prefill), "-n", "0"]):
-        out["prefill", row["n_prompt"]] = row["avg_ts"]
+    if a.prefill:
+        for row in run(common + ["-p", str(a.prefill), "-n", "0"]):
+            out["prefill", row["n_prompt"]] = row["avg_ts"]
     for depth in a.depths:
         for row in run(common + at_depth(program[0], depth, a.tokens)):
             out["decode", depth] = row["avg_ts"]

@@ -173,15 +173,15 @@ struct AttentionInVectors {
   static constexpr std::int64_t key_stride(const AttentionShape& s) { return round_up(s.key_width, L * step); }
 
   struct Workspace {
-    Number* queries;  ///< [panels][depth / step][panel][step]
-    float* weights;   ///< [block][panel] scores, then weights: Number [block / step][panel][step]
-    Number* keys;     ///< [block][key stride], when they cannot be used in place
-    Number* values;   ///< [block / step][value stride][step], the same
-    std::byte* zeros;     ///< a row of them
+    Number* queries;      ///< [panels][depth / step][panel][step]
+    float* weights;       ///< [block][panel] scores, then weights: Number [block / step][panel][step]
+    Number* keys;         ///< [block][key stride], when they cannot be used in place
+    Number* values;       ///< [block / step][value stride][step], the same
+    std::byte* zeros;     ///< a row of them, in any format
     float* key_scales;    ///< [block] where rows have scales
     float* value_scales;  ///< [block], the same
-    float* position;  ///< [rows] relative to the task's first
-    float* factor;    ///< [rows]
+    float* position;      ///< [rows] relative to the task's first
+    float* factor;        ///< [rows]
 
     constexpr Workspace(const AttentionShape& s, std::int64_t rows, AttentionMemory& memory)
         : queries(memory.take<Number>(rows * depth(s))),
@@ -356,13 +356,13 @@ struct AttentionInVectors {
                                    const Ahead& ahead) {
     std::int64_t r = 0;
     for (; r + value_rows <= rows; r += value_rows) {
-      value_tile<value_rows, N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row, out_row,
-                                       ahead);
+      value_tile<value_rows, N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row,
+                                       out_row, ahead);
     }
     with_static<1, 2, 3, 4, 5>(rows - r, [&](auto rest) {
       if constexpr (rest() > 0) {
-        value_tile<rest(), N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row, out_row,
-                                     ahead);
+        value_tile<rest(), N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row,
+                                     out_row, ahead);
       }
     });
   }
@@ -377,19 +377,19 @@ struct AttentionInVectors {
       v += value_vectors;
     }
     for (; v + value_vectors <= vectors; v += value_vectors) {
-      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
-                                                 out_row, ahead);
+      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L * step, value_row, factor,
+                                                 out + v * L, out_row, ahead);
     }
     if constexpr (value_vectors > 2) {
       if (v + 2 <= vectors) {
-        weighted_sum_columns<2, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L, out_row,
-                                       ahead);
+        weighted_sum_columns<2, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
+                                       out_row, ahead);
         v += 2;
       }
     }
     if (v < vectors) {
-      weighted_sum_columns<1, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L, out_row,
-                                     ahead);
+      weighted_sum_columns<1, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
+                                     out_row, ahead);
     }
   }
 
@@ -453,7 +453,8 @@ struct AttentionInVectors {
       std::fill_n(w.value_scales, block, 0.0f);
       for (int i = 0; i < t.sequence.segment_count; ++i) {
         const KeyValueSegment<E>& s = t.sequence.segments[i];
-        const std::int64_t a = std::max(first, s.first_position), c = std::min(first + count, s.first_position + s.count);
+        const std::int64_t a = std::max(first, s.first_position);
+        const std::int64_t c = std::min(first + count, s.first_position + s.count);
         if (a >= c) continue;
         widen(t.key_scales(s, a), c - a, w.key_scales + (a - first));
         widen(t.value_scales(s, a), c - a, w.value_scales + (a - first));
@@ -506,20 +507,19 @@ struct AttentionInVectors {
       // rows read it often: from a copy that stays near.
       const KeyValueSegment<E>* const in_place = rows <= value_rows ? t.holder(a, c - a) : nullptr;
       const E* at[block];
-      const Number* keys = w.keys;
+      const Number* keys = nullptr;
       std::int64_t stride = key_stride(shape);
-      bool copied = false;
       if constexpr (std::is_same_v<E, Number>) {
         if (in_place != nullptr && shape.key_width % step == 0) {
           keys = t.keys(*in_place, a);
           stride = shape.key_width;
-          copied = true;
         }
       }
-      if (!copied) {
+      if (keys == nullptr) {
         find_rows(t.sequence, a, c - a, shape.key_width,
                   [&](const KeyValueSegment<E>& s) { return s.keys + t.head * s.key_head_stride; }, w, at);
         copy_keys(at, c - a, shape, w.keys);
+        keys = w.keys;
       }
       const E* direct = nullptr;
       if (step == 1 && in_place != nullptr && shape.value_width % L == 0) {

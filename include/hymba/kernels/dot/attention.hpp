@@ -29,8 +29,8 @@ HYMBA_NAMESPACE_BEGIN
 namespace detail::dot {
 
 /// Dot products of bf16 as a unit of AttentionInVectors (kernels/attention.hpp): queries, keys, values and weights in
-/// bf16, pairs of them in a lane; scores, softmax and sums in single precision. Keys of a bf16 cache are operands as they
-/// lie; two rows of values are interleaved. Signed bytes are bf16 exactly.
+/// bf16, pairs of them in a lane; scores, softmax and sums in single precision. Keys of a bf16 cache are operands as
+/// they lie; two rows of values are interleaved. Signed bytes are bf16 exactly.
 struct AttentionBf16 {
   using A = Bf16Unit::A;
   using Number = bf16;

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The instructions that multiply bf16 and sum two products in a lane of 32 bits, as a unit of GemmAlongColumns
-// (kernels/gemm.hpp), with what that of AttentionInVectors is made of besides (kernels/dot/attention.hpp): `same`, two
-// neighbours in every lane; `round`, two vectors of floats as bf16, one behind the other; `interleave`, which makes one of
-// each half of a register neighbours; `neighbours`, the same of numbers in two places. They treat subnormals, of operands and of sums, as zeros. vdpbf16ps adds the products one after
+// (kernels/gemm.hpp). They treat subnormals, of operands and of sums, as zeros. vdpbf16ps adds the products one after
 // the other and rounds to nearest each time; bfdot rounds the sum of both, and then what it adds to, to odd.
+//
+// Besides, what the unit of AttentionInVectors is made of (kernels/dot/attention.hpp):
+//
+//   same(p)            the two numbers at p, in every lane
+//   round(a, b)        two vectors of floats as bf16, one behind the other
+//   interleave(v)      the first number of each half of v, then the second of each, and so on
+//   neighbours(p, q)   as many numbers as there are lanes from each of p and q, interleaved
 #pragma once
 
 #include <hymba/core/macros.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: those of bf16, or Base. Includes
-// every operation that has dot products, so that the name means the same wherever it is used.
+// op::Gemm on dot products of bytes, and what arch::dot<Base> means for everything else: those of bf16, or Base.
+// Includes every operation that has dot products, so that the name means the same wherever it is used.
 #pragma once
 
 #include <hymba/core/macros.hpp>
