@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The operations between the projections on the shapes of Hymba-1.5B: attention (prefill in chunks of 512 and 2048, and
-// decode; global and window layers; caches in f32, f16, bf16 and int8, the last two also on AMX tiles and on dot products of
-// bf16), selective scan beside its plain loop, convolution, norms, rotary embedding, SwiGLU.
+// decode; global and window layers; caches in f32, f16, bf16 and int8, the last two also on AMX tiles and on dot
+// products of bf16), selective scan beside its plain loop, convolution, norms, rotary embedding, SwiGLU.
 //
 // Counters, from the best iteration: bytes/s of what has to be read and written, and its share of the read bandwidth
 // that this process measured; FLOP/s, counting an exponential as one, and its share of the measured multiply-add peak.

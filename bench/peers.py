@@ -8,8 +8,9 @@
 For each pair hymba runs the model's shape with random weights in WEIGHTS (f32, f16, bf16, int8, int4), and every peer's
 llama-bench the file, with as many threads; what follows a program's path goes to it ("ik=ik/bin/llama-bench -rtr 1").
 Programs take turns, so that whatever else the machine does hits all alike; of all rounds the best counts, and the ratio is
-to the best peer. --prefill 0 leaves prefill out: memory, which decoding waits for, is shared and moves, and only many short
-rounds even that out. bench/random_gguf.py makes files of as many parameters; bench/peers.md has the whole recipe.
+to the best peer. --prefill 0 leaves prefill out, for many short rounds of decoding: what memory delivers, which bounds it,
+moves from minute to minute where others use it too. bench/random_gguf.py makes files of as many parameters; bench/peers.md
+has the whole recipe.
 """
 import argparse
 import json

@@ -12,11 +12,11 @@
 #define HYMBA_VERSION_PATCH 0
 #define HYMBA_VERSION_STRING "0.1.0"
 
-// Whether arch::dot multiplies bf16 weights on dot products of bf16 (vdpbf16ps, bfdot): 0 or 1, and 0 where the
-// translation unit is compiled for none. Who knows better than the rule below defines it, for all translation units
-// alike. Zen 4 does twice as many operations a cycle with vdpbf16ps as with multiply-adds of floats. On Intel's processors
-// vdpbf16ps gains nothing: those from Sapphire Rapids on also have AVX512-FP16, by which they are told from Zen 4 and 5;
-// Cooper Lake does not, so that the rule is wrong there.
+// Whether arch::dot multiplies bf16 weights, and what attention reads from bf16 and int8 caches, on dot products of bf16
+// (vdpbf16ps, bfdot): 0 or 1, and 0 where the translation unit is compiled for none. Who knows better than the rule below
+// defines it, for all translation units alike. Zen 4 does twice as many operations a cycle with vdpbf16ps as with
+// multiply-adds of floats. On Intel's processors vdpbf16ps gains nothing: those from Sapphire Rapids on also have
+// AVX512-FP16, by which they are told from Zen 4 and 5; Cooper Lake does not, so that the rule is wrong there.
 #if (defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)) || \
     (defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC))
 #if !defined(HYMBA_DOT_BF16) && defined(__AVX512FP16__)

@@ -34,8 +34,9 @@ namespace op {
 ///                     std::span<const AttentionSequence<E>> sequences, MatrixView<float> out);
 ///     static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows);
 ///
-/// q and out do not overlap. Keys and values inside the segments are finite, scales too: a position hidden from a row has weight
-/// zero, but may be multiplied. Blocks of positions that no row sees are not read: a window costs what it holds.
+/// q and out do not overlap. Keys and values inside the segments are finite, scales too: a position hidden from a row
+/// has weight zero, but may be multiplied. Blocks of positions that no row sees are not read: a window costs what it
+/// holds.
 /// `scratch_bytes` is per thread and grows with max_rows.
 ///
 /// Signed bytes are multiplied as they are: a key's scale multiplies its scores, a value's its weights in the sum above
@@ -423,24 +424,26 @@ struct AttentionInVectors {
     std::fill_n(at, count, reinterpret_cast<const E*>(w.zeros));
     for (int i = 0; i < sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = sequence.segments[i];
-      const std::int64_t a = std::max(first, s.first_position), c = std::min(first + count, s.first_position + s.count);
+      const std::int64_t a = std::max(first, s.first_position);
+      const std::int64_t c = std::min(first + count, s.first_position + s.count);
+      if (a >= c) continue;
       const E* const from = rows(s);
       for (std::int64_t j = a; j < c; ++j) at[j - first] = from + (j - s.first_position) * width;
     }
   }
   template <class E>
   static void copy_keys(const E* const* rows, std::int64_t count, const AttentionShape& shape, Number* to) {
-    for (std::int64_t k = 0; k < count; ++k, to += key_stride(shape)) {
-      for (std::int64_t d = 0; d < shape.key_width; d += L * step) {
-        Unit::store(to + d, Unit::row(rows[k] + d, shape.key_width - d));
-      }
+    const std::int64_t width = shape.key_width, stride = key_stride(shape);
+    for (std::int64_t k = 0; k < count; ++k, to += stride) {
+      for (std::int64_t d = 0; d < width; d += L * step) Unit::store(to + d, Unit::row(rows[k] + d, width - d));
     }
   }
   template <class E>
   static void copy_values(const E* const* rows, std::int64_t count, const AttentionShape& shape, Number* to) {
-    for (std::int64_t k = 0; k < count; k += step, to += attention_value_stride(shape) * step) {
-      for (std::int64_t d = 0; d < shape.value_width; d += L) {
-        Unit::store(to + d * step, Unit::columns(rows + k, d, shape.value_width - d));
+    const std::int64_t width = shape.value_width, stride = attention_value_stride(shape) * step;
+    for (std::int64_t k = 0; k < count; k += step, to += stride) {
+      for (std::int64_t d = 0; d < width; d += L) {
+        Unit::store(to + d * step, Unit::columns(rows + k, d, width - d));
       }
     }
   }

@@ -363,15 +363,18 @@ struct AttentionEngine {
         Part::attend(item.task, w.part, visible, visible.span_start(item.span), w.next);
         copy(w.next, r, stride, slot(i));
       });
-      for (std::int64_t i = 0; i < count; ++i) {
-        const Item item = item_at(base + i);
-        if (item.span == 0) {
-          copy(slot(i), r, stride, mine.running);
-        } else {
-          merge(r, stride, mine.running, slot(i), mine.factor);
+      // A task too: there denormal numbers count as zero, as where whole tasks are merged.
+      exec.parallel_for(1, [&](std::int64_t, int) noexcept {
+        for (std::int64_t i = 0; i < count; ++i) {
+          const Item item = item_at(base + i);
+          if (item.span == 0) {
+            copy(slot(i), r, stride, mine.running);
+          } else {
+            merge(r, stride, mine.running, slot(i), mine.factor);
+          }
+          if (item.span + 1 == item.spans) finish(item.task, mine.running, out);
         }
-        if (item.span + 1 == item.spans) finish(item.task, mine.running, out);
-      }
+      });
     }
   }
   static void copy(const AttentionPartial& from, std::int64_t rows, std::int64_t stride, const AttentionPartial& to) {

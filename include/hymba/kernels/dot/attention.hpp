@@ -77,8 +77,8 @@ struct AttentionBf16 {
 }  // namespace detail::dot
 
 /// op::Attention over bf16 and int8 caches with queries and weights rounded to bf16 too (nearest even; subnormals
-/// become zero), as on tiles (kernels/amx/attention.hpp); scores, softmax and sums are in single precision, sums as the
-/// instruction forms them. Over other caches it is that of Base.
+/// become zero), as on tiles (kernels/amx/attention.hpp), but that weights below the line are not; scores, softmax and
+/// sums are in single precision, sums as the instruction forms them. Over other caches it is that of Base.
 template <class Base>
 struct kernel_for<op::Attention, arch::dot<Base>> {
   using Impl = detail::AttentionEngine<detail::dot::AttentionBf16::A,
