@@ -22,7 +22,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <span>
 #include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
@@ -906,24 +905,8 @@ struct AttentionTiles {
 /// become zero); scores, softmax and sums are in single precision. Scores are below 2^100 in magnitude. Over other
 /// caches it is that of Base.
 template <class Base>
-struct kernel_for<op::Attention, arch::amx<Base>> {
-  using Impl = detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>;
-
-  static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
-    return std::max(Impl::scratch_bytes(shape, max_rows),
-                    kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows));
-  }
-
-  template <class E, class Exec>
-  static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
-                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    if constexpr (std::is_same_v<E, bf16> || scaled_rows<E>) {
-      Impl::template run<E>(exec, scratch, shape, q, sequences, out);
-    } else {
-      kernel_for<op::Attention, Base>::template run<E>(exec, scratch, shape, q, sequences, out);
-    }
-  }
-};
+struct kernel_for<op::Attention, arch::amx<Base>>
+    : detail::AttentionInBf16<detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>, Base> {};
 
 #endif  // HYMBA_AMX
 

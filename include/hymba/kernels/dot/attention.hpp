@@ -9,19 +9,14 @@
 
 #include <hymba/core/cached_row.hpp>
 #include <hymba/core/types.hpp>
-#include <hymba/core/view.hpp>
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/attention_engine.hpp>
-#include <hymba/kernels/attention_shape.hpp>
 #include <hymba/kernels/dot/bf16_unit.hpp>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
@@ -80,25 +75,10 @@ struct AttentionBf16 {
 /// become zero), as on tiles (kernels/amx/attention.hpp), but that weights below the line are not; scores, softmax and
 /// sums are in single precision, sums as the instruction forms them. Over other caches it is that of Base.
 template <class Base>
-struct kernel_for<op::Attention, arch::dot<Base>> {
-  using Impl = detail::AttentionEngine<detail::dot::AttentionBf16::A,
-                                       detail::AttentionInVectors<detail::dot::AttentionBf16>>;
-
-  static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
-    return std::max(Impl::scratch_bytes(shape, max_rows),
-                    kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows));
-  }
-
-  template <class E, class Exec>
-  static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
-                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    if constexpr (std::is_same_v<E, bf16> || scaled_rows<E>) {
-      Impl::template run<E>(exec, scratch, shape, q, sequences, out);
-    } else {
-      kernel_for<op::Attention, Base>::template run<E>(exec, scratch, shape, q, sequences, out);
-    }
-  }
-};
+struct kernel_for<op::Attention, arch::dot<Base>>
+    : detail::AttentionInBf16<detail::AttentionEngine<detail::dot::AttentionBf16::A,
+                                                      detail::AttentionInVectors<detail::dot::AttentionBf16>>,
+                              Base> {};
 
 HYMBA_NAMESPACE_END
 
