@@ -192,8 +192,9 @@ struct Panel {
 /// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
 ///
-/// `RowByRow` changes how a token or two go past rows of bytes (see reads_row_by_row), not the bits. More tokens, and
-/// rows of half bytes, are bound by arithmetic too: rows are read side by side everywhere.
+/// `RowByRow` changes how a token or two go past rows of bytes (see reads_row_by_row), and into which cache half bytes
+/// are fetched, not the bits. More tokens, and rows of half bytes, are bound by arithmetic too: rows are read side by
+/// side everywhere.
 template <class Unit, Weights W, bool RowByRow = reads_row_by_row>
 struct DotGemm {
   using Format = weight_format<W>;
@@ -402,8 +403,9 @@ struct DotGemm {
         for (int r = 0; r < 4; ++r) {
 #pragma GCC unroll 4
           for (std::int64_t i = 0; i < block_bytes; i += line) {
-            // Several tokens take longer with what was fetched, and leave it less room in the first-level cache.
-            if constexpr (N == 1) {
+            // Several tokens take longer with what was fetched, and leave it less room in the first-level cache. That of
+            // Zen 4 waits for too few lines at a time.
+            if constexpr (N == 1 && !RowByRow) {
               simd::prefetch(row[r] + b * block_bytes + fetched_ahead + i);
             } else {
               simd::prefetch<2>(row[r] + b * block_bytes + 2 * fetched_ahead + i);
