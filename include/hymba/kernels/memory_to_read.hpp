@@ -30,8 +30,8 @@ inline constexpr bool reads_row_by_row = true;
 inline constexpr bool reads_row_by_row = false;
 #endif
 
-/// How far ahead, in bytes, weights of few tokens are fetched in each of the streams that they are read in: 1 to 4 KB do
-/// alike.
+/// How far ahead, in bytes, weights of few tokens are fetched in each of the streams that they are read in, into the
+/// first-level cache: 1 to 4 KB do alike. Where they go into the second (kernels/dot/gemm.hpp), twice as far.
 inline constexpr std::int64_t fetched_ahead = 2048;
 
 /// Whether int8 weights of few tokens are fetched ahead on dot products, as all others are. On Zen 3 they come faster if
