@@ -419,16 +419,14 @@ struct AttentionInVectors {
   /// between visible ones or in one step with them: their weight of zero needs a number to be multiplied with, and they
   /// get the row of zeros.
   template <class E, class Rows>
-  static void find_rows(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count,
-                        std::int64_t width, Rows&& rows, const Workspace& w, const E* (&at)[block]) {
+  static void find_rows(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count, Rows&& rows,
+                        const Workspace& w, const E* (&at)[block]) {
     std::fill_n(at, count, reinterpret_cast<const E*>(w.zeros));
     for (int i = 0; i < sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = sequence.segments[i];
       const std::int64_t a = std::max(first, s.first_position);
       const std::int64_t c = std::min(first + count, s.first_position + s.count);
-      if (a >= c) continue;
-      const E* const from = rows(s);
-      for (std::int64_t j = a; j < c; ++j) at[j - first] = from + (j - s.first_position) * width;
+      for (std::int64_t j = a; j < c; ++j) at[j - first] = rows(s, j);
     }
   }
   template <class E>
@@ -519,8 +517,7 @@ struct AttentionInVectors {
         }
       }
       if (keys == nullptr) {
-        find_rows(t.sequence, a, c - a, shape.key_width,
-                  [&](const KeyValueSegment<E>& s) { return s.keys + t.head * s.key_head_stride; }, w, at);
+        find_rows(t.sequence, a, c - a, [&](const auto& s, std::int64_t j) { return t.keys(s, j); }, w, at);
         copy_keys(at, c - a, shape, w.keys);
         keys = w.keys;
       }
@@ -528,8 +525,7 @@ struct AttentionInVectors {
       if (step == 1 && in_place != nullptr && shape.value_width % L == 0) {
         direct = t.values(*in_place, a);
       } else {
-        find_rows(t.sequence, a, c - a, shape.value_width,
-                  [&](const KeyValueSegment<E>& s) { return s.values + t.head * s.value_head_stride; }, w, at);
+        find_rows(t.sequence, a, c - a, [&](const auto& s, std::int64_t j) { return t.values(s, j); }, w, at);
         copy_values(at, c - a, shape, w.values);
       }
       gather_scales(t, a, c - a, w);

@@ -44,7 +44,6 @@ struct AttentionBf16 {
   template <class T>
   static HYMBA_ALWAYS_INLINE Operand row(const T* from, std::int64_t count) {
     if constexpr (scaled_rows<T>) {
-      if (count >= 2 * L) return Bf16Unit::round(simd::load<A>(from), simd::load<A>(from + L));
       return Bf16Unit::round(floats(from, count), count > L ? floats(from + L, count - L) : Bf16Unit::no_sums());
     } else {
       return count >= 2 * L ? Bf16Unit::load(from) : Bf16Unit::load_partial(from, count);

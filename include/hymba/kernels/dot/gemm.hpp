@@ -399,17 +399,14 @@ struct DotGemm {
     const std::byte* const row[4] = {row0, row1, row2, row3};
     for (std::int64_t b = b0; b < end; ++b) {
       if constexpr (fetches) {
+        // Several tokens take longer with what was fetched, and leave it less room in the first-level cache. That of
+        // Zen 4 waits for too few lines at a time.
+        constexpr int level = N == 1 && !RowByRow ? 1 : 2;
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
 #pragma GCC unroll 4
           for (std::int64_t i = 0; i < block_bytes; i += line) {
-            // Several tokens take longer with what was fetched, and leave it less room in the first-level cache. That of
-            // Zen 4 waits for too few lines at a time.
-            if constexpr (N == 1 && !RowByRow) {
-              simd::prefetch(row[r] + b * block_bytes + fetched_ahead + i);
-            } else {
-              simd::prefetch<2>(row[r] + b * block_bytes + 2 * fetched_ahead + i);
-            }
+            simd::prefetch<level>(row[r] + b * block_bytes + level * fetched_ahead + i);
           }
         }
       }
