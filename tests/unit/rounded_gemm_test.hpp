@@ -179,7 +179,7 @@ void all_sizes() {
   // Around a tile and two, along k for bf16 (32) and bytes (64), around a block (256), and beyond what is kept near.
   const std::int64_t deep[] = {1, 31, 32, 33, 63, 64, 65, 100, 127, 129, 191, 255, 256, 257, 450, 600, 1025, 1733};
   std::uint32_t seed = 0;
-  for (const std::int64_t t : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 65}) {
+  for (const std::int64_t t : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 31, 32, 33, 48, 65}) {
     for (const std::int64_t i : deep) {
       for (const std::int64_t o : {1, 2, 15, 16, 17, 31, 32, 33, 67}) {
         // A third of the combinations, which ones differing from row to row; all of few columns.
@@ -200,7 +200,7 @@ void large() {
   };
   // More tokens than are packed at once; more panels of weights than have their sums held at once; both.
   for (const Shape& shape : {Shape{530, 300, 37}, Shape{530, 1100, 290}, Shape{33, 2049, 530}, Shape{1, 5504, 530},
-                             Shape{1, 3000, 1600}, Shape{17, 1733, 131}}) {
+                             Shape{1, 3000, 1600}, Shape{11, 5504, 530}, Shape{17, 1733, 131}}) {
     const Problem<Arch, W> p(shape.rows, shape.in, shape.out, 77);
     const Matrix<float> one = p.run(1, true, Store::add);
     p.check(one, true, Store::add);
@@ -215,7 +215,7 @@ void independent_of_rows() {
       const Store store = with_bias == (in % 200 == 0) ? Store::assign : Store::add;
       const Problem<Arch, W> all(530, in, 37, 5);
       const Matrix<float> want = all.run(2, with_bias, store);
-      for (const std::int64_t chunk : {1, 2, 3, 8, 9, 15, 16, 17, 33, 64, 513}) {
+      for (const std::int64_t chunk : {1, 2, 3, 4, 5, 8, 9, 13, 15, 16, 17, 33, 64, 513}) {
         for (std::int64_t t = 0; t < all.rows; t += chunk * (chunk < 10 ? 7 : 2)) {
           const std::int64_t count = std::min(chunk, all.rows - t);
           const Matrix<float> got = all.run(1, with_bias, store, t, count);

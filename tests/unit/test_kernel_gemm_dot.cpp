@@ -47,9 +47,8 @@ TEST_CASE("dot gemm: a row's bits do not depend on the rows it is computed with"
   SUBCASE("int4") { hymba_test::independent_of_rows<Dot, Weights::int4>(); }
 }
 
-TEST_CASE("dot gemm: rows read one by one or side by side, the same bits") {
-  if (!dots_to_test()) return;
-  constexpr Weights W = Weights::int8;
+template <Weights W>
+void one_by_one_or_side_by_side() {
   const auto run = [](const Problem<Dot, W>& p, auto gemm, bool with_bias, Store store) {
     using Gemm = decltype(gemm);
     const std::size_t bytes = Gemm::scratch_bytes(p.rows, p.in);
@@ -73,6 +72,12 @@ TEST_CASE("dot gemm: rows read one by one or side by side, the same bits") {
       }
     }
   }
+}
+
+TEST_CASE("dot gemm: rows read one by one or side by side, the same bits") {
+  if (!dots_to_test()) return;
+  SUBCASE("int8") { one_by_one_or_side_by_side<Weights::int8>(); }
+  SUBCASE("int4") { one_by_one_or_side_by_side<Weights::int4>(); }
 }
 
 TEST_CASE("dot gemm: rotated weights meet rotated activations") {

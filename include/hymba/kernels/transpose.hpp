@@ -11,21 +11,20 @@ HYMBA_NAMESPACE_BEGIN
 namespace detail {
 
 #if defined(__AVX512F__)
+/// Transposes the 4 x 4 lanes of each 128 bits: lane t of those of v[c] becomes what lane c of those of v[t] was.
+HYMBA_ALWAYS_INLINE void transpose_quads(__m512i* v) {
+  const __m512i t[4] = {_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]),
+                        _mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3])};
+  v[0] = _mm512_unpacklo_epi64(t[0], t[2]);
+  v[1] = _mm512_unpackhi_epi64(t[0], t[2]);
+  v[2] = _mm512_unpacklo_epi64(t[1], t[3]);
+  v[3] = _mm512_unpackhi_epi64(t[1], t[3]);
+}
 /// Transposes 16 x 16 lanes.
 HYMBA_ALWAYS_INLINE void transpose(__m512i (&v)[16]) {
   __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) transpose_quads(v + i);
   // Now lane q of v[4 g + c] holds column 4 q + c of rows 4 g to 4 g + 3.
 #pragma GCC unroll 8
   for (int c = 0; c < 4; ++c) {
@@ -60,21 +59,20 @@ HYMBA_ALWAYS_INLINE __m512i fold_quads(const __m512i (&quads)[4]) {
 #endif
 
 #if defined(__AVX2__)
+/// As for 16 lanes.
+HYMBA_ALWAYS_INLINE void transpose_quads(__m256i* v) {
+  const __m256i t[4] = {_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]),
+                        _mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3])};
+  v[0] = _mm256_unpacklo_epi64(t[0], t[2]);
+  v[1] = _mm256_unpackhi_epi64(t[0], t[2]);
+  v[2] = _mm256_unpacklo_epi64(t[1], t[3]);
+  v[3] = _mm256_unpackhi_epi64(t[1], t[3]);
+}
 /// Transposes 8 x 8 lanes.
 HYMBA_ALWAYS_INLINE void transpose(__m256i (&v)[8]) {
   __m256i t[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i += 4) {
-    v[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
+  transpose_quads(v);
+  transpose_quads(v + 4);
 #pragma GCC unroll 8
   for (int c = 0; c < 4; ++c) {
     t[c] = _mm256_permute2x128_si256(v[c], v[4 + c], 0x20);
@@ -95,8 +93,8 @@ HYMBA_ALWAYS_INLINE __m256i fold_quads(const __m256i (&quads)[2]) {
 #endif
 
 #if defined(HYMBA_SIMD_NEON64)
-/// Transposes 4 x 4 lanes.
-HYMBA_ALWAYS_INLINE void transpose(int32x4_t (&v)[4]) {
+/// As for 16 lanes.
+HYMBA_ALWAYS_INLINE void transpose_quads(int32x4_t* v) {
   const int64x2_t t[4] = {vreinterpretq_s64_s32(vtrn1q_s32(v[0], v[1])), vreinterpretq_s64_s32(vtrn2q_s32(v[0], v[1])),
                           vreinterpretq_s64_s32(vtrn1q_s32(v[2], v[3])), vreinterpretq_s64_s32(vtrn2q_s32(v[2], v[3]))};
   v[0] = vreinterpretq_s32_s64(vtrn1q_s64(t[0], t[2]));
@@ -104,6 +102,8 @@ HYMBA_ALWAYS_INLINE void transpose(int32x4_t (&v)[4]) {
   v[2] = vreinterpretq_s32_s64(vtrn2q_s64(t[0], t[2]));
   v[3] = vreinterpretq_s32_s64(vtrn2q_s64(t[1], t[3]));
 }
+/// Transposes 4 x 4 lanes.
+HYMBA_ALWAYS_INLINE void transpose(int32x4_t (&v)[4]) { transpose_quads(v); }
 
 /// As for 16 lanes.
 HYMBA_ALWAYS_INLINE int32x4_t fold_to_quads(const int32x4_t (&v)[4]) {

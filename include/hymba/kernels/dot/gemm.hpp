@@ -13,11 +13,11 @@
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/dot/attention.hpp>
 #include <hymba/kernels/dot/bf16_gemm.hpp>
+#include <hymba/kernels/dot/tokens.hpp>
 #include <hymba/kernels/dot/units.hpp>
 #include <hymba/kernels/gated_gemm.hpp>
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/kernels/memory_to_read.hpp>
-#include <hymba/kernels/quantised_activations.hpp>
 #include <hymba/kernels/quantised_rows.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
 #include <hymba/kernels/transpose.hpp>
@@ -34,52 +34,6 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace detail::dot {
 
-inline constexpr std::int64_t line = 64;  ///< columns in a line, in every format
-inline constexpr std::int64_t block_lines = quantised_block / line;
-
-/// Tokens as signed bytes, [block][token][256], zeros behind the last column in its line; and for each block of a
-/// token, [block][token], the scale and `offset` times the sum of the bytes, by which products with shifted weights are
-/// too large.
-template <class Unit>
-struct Tokens {
-  std::int8_t* bytes;
-  float* scales;
-  std::int32_t* excess;
-  std::int64_t count, blocks;
-
-  static constexpr std::int64_t value_bytes(std::int64_t tokens, std::int64_t cols) {
-    return quantised_blocks(cols) * tokens * quantised_block;
-  }
-  static constexpr std::int64_t scale_bytes(std::int64_t tokens, std::int64_t cols) {
-    return round_up(quantised_blocks(cols) * tokens * 4, line);
-  }
-  static constexpr std::size_t memory_bytes(std::int64_t tokens, std::int64_t cols) {
-    return static_cast<std::size_t>(value_bytes(tokens, cols) + 2 * scale_bytes(tokens, cols));
-  }
-  Tokens(std::byte* memory, std::int64_t tokens, std::int64_t cols)
-      : bytes(reinterpret_cast<std::int8_t*>(memory)),
-        scales(reinterpret_cast<float*>(memory + value_bytes(tokens, cols))),
-        excess(reinterpret_cast<std::int32_t*>(memory + value_bytes(tokens, cols) + scale_bytes(tokens, cols))),
-        count(tokens),
-        blocks(quantised_blocks(cols)) {}
-
-  /// Where block `block` of a token is in scales and excess, and, times 256, in bytes.
-  std::int64_t at(std::int64_t token, std::int64_t block) const { return block * count + token; }
-
-  void quantise(std::int64_t token, const float* x, std::int64_t cols, bool rotated) const {
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t here = std::min(quantised_block, cols - b * quantised_block);
-      std::int8_t* const to = bytes + at(token, b) * quantised_block;
-      scales[at(token, b)] = quantise_activations(x + b * quantised_block, here, to, rotated);
-      std::int32_t sum = 0;
-      if constexpr (Unit::offset != 0) {
-        for (std::int64_t i = 0; i < round_up(here, line); ++i) sum += to[i];
-      }
-      excess[at(token, b)] = Unit::offset * sum;
-    }
-  }
-};
-
 /// Weights as registers of shifted bytes, and how these are multiplied.
 template <class Unit, Weights W>
 struct Rows;
@@ -91,9 +45,9 @@ struct Rows<Unit, Weights::int8> {
     const std::byte* values;
     HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t, std::int64_t block)
         : values(row + block * quantised_block) {}
-    /// Register `part` of line `l` of the block.
-    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int l, int part) const {
-      return Unit::shifted(Unit::load(values + l * line + part * 4 * Unit::lanes));
+    /// Register `part` of line 2 `pair` + `half` of the block.
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int pair, int half, int part) const {
+      return Unit::shifted(Unit::load(values + (2 * pair + half) * line + part * 4 * Unit::lanes));
     }
   };
   static HYMBA_ALWAYS_INLINE typename Unit::Ints dot(typename Unit::Ints sum, typename Unit::Bytes w,
@@ -108,12 +62,13 @@ struct Rows<Unit, Weights::int4> {
     const std::byte *values, *codes;
     HYMBA_ALWAYS_INLINE Block(const std::byte* row, std::int64_t cols, std::int64_t block)
         : values(row + block * (quantised_block / 2)), codes(Int4Rows::codes(row, cols, block)) {}
-    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int l, int part) const {
+    HYMBA_ALWAYS_INLINE typename Unit::Bytes load(int pair, int half, int part) const {
       // A line of memory has the first of two lines of columns in its low halves. A line of columns has two codes.
-      const typename Unit::Bytes stored = Unit::load(values + l / 2 * line + part * 4 * Unit::lanes);
-      const auto levels = [&](int i) { return int4_table<Unit::offset>.at[std::to_integer<unsigned>(codes[i])]; };
-      return Unit::look_up(Unit::table(part, levels(2 * l), levels(2 * l + 1)),
-                           l % 2 == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
+      const typename Unit::Bytes stored = Unit::load(values + pair * line + part * 4 * Unit::lanes);
+      const std::byte* const two = codes + 4 * pair + 2 * half;
+      const auto levels = [&](int i) { return int4_table<Unit::offset>.at[std::to_integer<unsigned>(two[i])]; };
+      return Unit::look_up(Unit::table(part, levels(0), levels(1)),
+                           half == 0 ? Unit::low_halves(stored) : Unit::high_halves(stored));
     }
   };
   static HYMBA_ALWAYS_INLINE typename Unit::Ints dot(typename Unit::Ints sum, typename Unit::Bytes w,
@@ -184,17 +139,18 @@ struct Panel {
 
 /// The product of activations and a weight matrix of bytes or halves of them. Tokens are quantised once.
 ///
-/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register, four at a time, which are
-/// far apart (see RowPieces); lanes run along the columns, and the L registers of sums of a block of 256 are folded to
-/// one. Many tokens: a block of a panel of weights is packed so that lanes are rows; it stays in the first-level cache
-/// while all tokens, broadcast four bytes at a time, go past it, their sums waiting in the second.
+/// Few tokens: a group of L weight rows straight from memory, L being the lanes of a register, four at a time, which
+/// are far apart (see RowPieces); lanes run along the columns, and the L registers of sums of a block of 256 are folded
+/// to one. Some tokens, 16 at most: rows are read likewise, but the tokens are packed so that lanes are tokens (see
+/// TokenQuads). Many tokens: a block of a panel of weights is packed so that lanes are rows; it stays in the
+/// first-level cache while all tokens, broadcast four bytes at a time, go past it, their sums waiting in the second.
 ///
-/// Either way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
+/// In each way a block is summed exactly, then scaled and added in single precision, block after block, as on tiles
 /// (kernels/amx/gemm.hpp): a number depends on its row and its token alone, and is the same on every unit.
 ///
-/// `RowByRow` changes how a token or two go past rows of bytes (see reads_row_by_row), and into which cache half bytes
-/// are fetched, not the bits. More tokens, and rows of half bytes, are bound by arithmetic too: rows are read side by
-/// side everywhere.
+/// `RowByRow` changes how one token goes past rows of bytes (see reads_row_by_row), and into which cache half bytes are
+/// fetched, not the bits. More tokens, and rows of half bytes, are bound by arithmetic too: rows are read side by side
+/// everywhere.
 template <class Unit, Weights W, bool RowByRow = reads_row_by_row>
 struct DotGemm {
   using Format = weight_format<W>;
@@ -203,7 +159,9 @@ struct DotGemm {
   using Floats = typename Unit::Floats;
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr int parts = static_cast<int>(line / (4 * L));  ///< registers in a line
-  static constexpr std::int64_t few_tokens = 4;                   ///< that share an unpacked block of a row
+  /// That share a block of a row, as measured, and those that are packed instead of the weights.
+  static constexpr std::int64_t few_tokens = W == Weights::int4 ? (Unit::many_registers ? 4 : 3) : RowByRow ? 1 : 3;
+  static constexpr std::int64_t some_tokens = 16;
   static constexpr bool fetches = W == Weights::int4 || fetches_int8;  ///< what few tokens read
   static constexpr std::int64_t block_bytes = quantised_byte<W>(quantised_block);  ///< of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
@@ -218,9 +176,11 @@ struct DotGemm {
   static constexpr std::size_t scratch_bytes(std::int64_t rows, std::int64_t in) {
     const std::size_t one = Tokens<Unit>::memory_bytes(1, in);
     if (rows <= few_tokens) return one;
+    const std::size_t some = std::max(one, TokenQuads<Unit, some_tokens / 4>::memory_bytes(in));
+    if (rows <= some_tokens) return some;
     // A block of a panel, and the sums of all tokens; of one block only, those that are computed together.
     const std::int64_t held = in <= quantised_block ? panel_tokens : std::min(rows, most_tokens);
-    return std::max(one, static_cast<std::size_t>(panel_rows * (quantised_block + held * 4)));
+    return std::max(some, static_cast<std::size_t>(panel_rows * (quantised_block + held * 4)));
   }
 
   // --- Running -------------------------------------------------------------------------------------------------------
@@ -254,6 +214,16 @@ struct DotGemm {
       if (count <= few_tokens) {
         exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
           few(tokens, count, w, bias, out, store, first_row(task), first_row(task + 1));
+        });
+        continue;
+      }
+      if (count <= some_tokens) {
+        exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+          unrolled<some_tokens / 4>([&](auto q) {
+            if (units_of(count, 4) != q + 1) return;
+            std::byte* const memory = scratch.of<std::byte>(thread);
+            some<q + 1>(memory, tokens, w, bias, out, store, first_row(task), first_row(task + 1));
+          });
         });
         continue;
       }
@@ -296,10 +266,7 @@ struct DotGemm {
   /// `count` tokens against rows [first, last) of the weights.
   static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
-    if constexpr (RowByRow && W == Weights::int8) {
-      if (count == 1) return row_by_row<1>(tokens, w, bias, y, store, first, last);
-      if (count == 2) return row_by_row<2>(tokens, w, bias, y, store, first, last);
-    }
+    if constexpr (RowByRow && W == Weights::int8) return row_by_row(tokens, w, bias, y, store, first, last);
     const RowPieces pieces(first, last, 4, L / 4);
     for (std::int64_t i = 0; i < pieces.length; i += L / 4) {
       const RowOfLane row_of{pieces, i};
@@ -390,6 +357,20 @@ struct DotGemm {
     });
   }
 
+  /// What is read of four rows some blocks after block `block`, into the cache of that level.
+  template <int Level>
+  static HYMBA_ALWAYS_INLINE void fetch(const std::byte* const (&row)[4], std::int64_t block) {
+    if constexpr (fetches) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+        for (std::int64_t i = 0; i < block_bytes; i += line) {
+          simd::prefetch<Level>(row[r] + block * block_bytes + Level * fetched_ahead + i);
+        }
+      }
+    }
+  }
+
   /// Blocks [b0, end) of four rows times N tokens, folded: those of block b and token n at to[((b - b0) * N + n) * L / 4].
   /// A function of its own, or GCC keeps the rows in memory.
   template <int N>
@@ -398,18 +379,9 @@ struct DotGemm {
                                            std::int64_t b0, std::int64_t end, Ints* to) {
     const std::byte* const row[4] = {row0, row1, row2, row3};
     for (std::int64_t b = b0; b < end; ++b) {
-      if constexpr (fetches) {
-        // Several tokens take longer with what was fetched, and leave it less room in the first-level cache. That of
-        // Zen 4 waits for too few lines at a time.
-        constexpr int level = N == 1 && !RowByRow ? 1 : 2;
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-#pragma GCC unroll 4
-          for (std::int64_t i = 0; i < block_bytes; i += line) {
-            simd::prefetch<level>(row[r] + b * block_bytes + level * fetched_ahead + i);
-          }
-        }
-      }
+      // Several tokens take longer with what was fetched, and leave it less room in the first-level cache. That of
+      // Zen 4 waits for too few lines at a time.
+      fetch<N == 1 && !RowByRow ? 1 : 2>(row, b);
       Ints sums[N][4];
       block_of_four(row, cols, tokens, b, sums);
       unrolled<N>([&](auto n) { to[n * (L / 4)] = fold_to_quads(sums[n]); });
@@ -456,7 +428,7 @@ struct DotGemm {
 #pragma GCC unroll 4
         for (int r = 0; r < at_once; ++r) {
           const typename Rows<Unit, W>::Block weights(row[first + r], cols, block);
-          const Bytes v = weights.load(l, part);
+          const Bytes v = weights.load(l / 2, l % 2, part);
 #pragma GCC unroll 4
           for (int n = 0; n < N; ++n) sum[n][r] = Rows<Unit, W>::dot(sum[n][r], v, xs[n]);
         }
@@ -469,34 +441,127 @@ struct DotGemm {
     }
   }
 
-  /// N tokens against rows [first, last) of the weights, each from end to end.
-  template <int N>
+  /// One token against rows [first, last) of the weights, each from end to end.
   static HYMBA_NEVER_INLINE void row_by_row(const Tokens<Unit>& tokens, const WeightMatrix<W>& w, const float* bias,
                                             MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
     for (std::int64_t o = first; o < last; ++o) {
       const std::byte* const row = w.row(o);
-      float total[N] = {};
+      float total = 0;
       for (std::int64_t b = 0; b < tokens.blocks; ++b) {
-        const std::int64_t from = b * quantised_block, at = tokens.at(0, b);
+        const std::int64_t from = b * quantised_block;
         const std::int64_t bytes = std::min(quantised_block, round_up(w.cols - from, line));
-        const std::int8_t* const x = tokens.bytes + at * quantised_block;
-        Ints sums[N];
-        unrolled<N>([&](auto n) { sums[n] = Unit::same(0); });
+        Ints sums = Unit::same(0);
         // One instruction has to read them all.
 #pragma GCC unroll 1
-        for (std::int64_t i = 0; i < bytes; i += 4 * L) {
-          const Bytes weights = Unit::shifted(Unit::load(row + from + i));
-          unrolled<N>([&](auto n) {
-            sums[n] = Unit::dot(sums[n], weights, Unit::load(x + n * quantised_block + i));
-          });
+        for (std::int64_t i = from; i < from + bytes; i += 4 * L) {
+          sums = Unit::dot(sums, Unit::shifted(Unit::load(row + i)), Unit::load(tokens.bytes + i));
         }
-        const float scale = Format::scale(row, w.cols, b);
-        unrolled<N>([&](auto n) {
-          const std::int32_t sum = Unit::sum(sums[n]) - (Unit::offset != 0 ? tokens.excess[at + n] : 0);
-          total[n] = std::fma(static_cast<float>(sum), scale * tokens.scales[at + n], total[n]);
+        const std::int32_t sum = Unit::sum(sums) - (Unit::offset != 0 ? tokens.excess[b] : 0);
+        total = std::fma(static_cast<float>(sum), Format::scale(row, w.cols, b) * tokens.scales[b], total);
+      }
+      write_one(total, o, bias, y.row(0), store);
+    }
+  }
+
+  // --- Some tokens ---------------------------------------------------------------------------------------------------
+
+  /// The tokens, 4 Q at most, against rows [first, last) of the weights.
+  template <int Q>
+  static void some(std::byte* memory, const Tokens<Unit>& unpacked, const WeightMatrix<W>& w, const float* bias,
+                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
+    const TokenQuads<Unit, Q> tokens(memory, unpacked.blocks);
+    tokens.pack(unpacked, w.cols);
+    const RowPieces pieces(first, last, 4, 1);
+    for (std::int64_t i = 0; i < pieces.length; ++i) {
+      alignas(64) float sums[4][TokenQuads<Unit, Q>::tokens];
+      const auto row = [&](std::int64_t p) { return w.row(pieces.row_or_last(p, i)); };
+      four_rows_of_quads<Q>(row(0), row(1), row(2), row(3), w.cols, tokens, sums);
+      for (std::int64_t p = 0; p < 4; ++p) {
+        if (!pieces.has(p, i)) continue;
+        const std::int64_t o = pieces.row(p, i);
+        for (std::int64_t t = 0; t < unpacked.count; ++t) write_one(sums[p][t], o, bias, y.row(t), store);
+      }
+    }
+  }
+
+  /// Four rows times all tokens.
+  template <int Q>
+  static HYMBA_NEVER_INLINE void four_rows_of_quads(const std::byte* row0, const std::byte* row1, const std::byte* row2,
+                                                    const std::byte* row3, std::int64_t cols,
+                                                    const TokenQuads<Unit, Q>& tokens,
+                                                    float (&to)[4][TokenQuads<Unit, Q>::tokens]) {
+    constexpr int at_once = Unit::many_registers ? 4 : 2;
+    constexpr int registers = TokenQuads<Unit, Q>::sums;
+    const std::byte* const row[4] = {row0, row1, row2, row3};
+    const auto blocks = tokens.blocks;
+    const std::int8_t* quads = tokens.bytes;
+    const float* token_scales = tokens.scales;
+    const std::int32_t* excess = tokens.excess;
+    Floats total[4][registers];
+    unrolled<4>([&](auto r) { unrolled<registers>([&](auto s) { total[r][s] = Unit::same(0.0f); }); });
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      fetch<2>(row, b);
+      const std::int64_t lines = std::min(block_lines, units_of(cols - b * quantised_block, line));
+      // Unrolled, or the sums are in memory.
+#pragma GCC unroll 2
+      for (int first = 0; first < 4; first += at_once) {
+        Ints sum[at_once][Q];
+        unrolled<at_once>([&](auto r) { unrolled<Q>([&](auto q) { sum[r][q] = Unit::same(0); }); });
+        const std::int8_t* x = quads;
+#pragma GCC unroll 1
+        for (int pair = 0; 2 * pair < lines; ++pair) {
+          line_of_quads<Q, at_once, 0>(row + first, cols, b, pair, x, sum);
+          if (2 * pair + 1 < lines) line_of_quads<Q, at_once, 1>(row + first, cols, b, pair, x, sum);
+        }
+        unrolled<at_once>([&](auto r) {
+          const Floats scale = Unit::same(Format::scale(row[first + r], cols, b));
+          unrolled<registers>([&](auto s) {
+            Ints fours[L / 4];
+            unrolled<static_cast<int>(L / 4)>([&](auto i) {
+              constexpr int q = s * static_cast<int>(L / 4) + i;
+              if constexpr (q < Q) {
+                fours[i] = sum[r][q];
+              } else {
+                fours[i] = Unit::same(0);
+              }
+            });
+            Ints all = fold_quads(fours);
+            if constexpr (Unit::offset != 0) all = Unit::subtract(all, Unit::words(Unit::load(excess + s * L)));
+            Floats& to_add = total[first + r][s];
+            to_add = Unit::add_scaled(to_add, all, Unit::multiply(scale, Unit::load(token_scales + s * L)));
+          });
         });
       }
-      unrolled<N>([&](auto n) { write_one(total[n], o, bias, y.row(n), store); });
+      quads += TokenQuads<Unit, Q>::block_bytes;
+      token_scales += registers * L;
+      excess += registers * L;
+    }
+    unrolled<4>([&](auto r) { unrolled<registers>([&](auto s) { Unit::store(to[r] + s * L, total[r][s]); }); });
+  }
+
+  /// Adds the products of line 2 `pair` + Half of R rows with all tokens, whose registers from `x` on it passes.
+  template <int Q, int R, int Half>
+  static HYMBA_ALWAYS_INLINE void line_of_quads(const std::byte* const* row, std::int64_t cols, std::int64_t block,
+                                                int pair, const std::int8_t*& x, Ints (&sum)[R][Q]) {
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) {
+      Bytes weights[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        weights[r] = typename Rows<Unit, W>::Block(row[r], cols, block).load(pair, Half, part);
+      }
+      unrolled<4>([&](auto j) {
+        Bytes four_times[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) four_times[r] = Unit::template spread<j>(weights[r]);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          const Bytes four_tokens = Unit::load(x + (j * Q + q) * 4 * L);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) sum[r][q] = Rows<Unit, W>::dot(sum[r][q], four_times[r], four_tokens);
+        }
+      });
+      x += 4 * Q * 4 * L;
     }
   }
 
@@ -562,7 +627,7 @@ struct DotGemm {
           Ints square[L];
           unrolled<static_cast<int>(L)>([&](auto r) {
             const std::byte* const row = w.row(o + std::min<std::int64_t>(v * L + r, valid - 1));
-            square[r] = Unit::words(typename Rows<Unit, W>::Block(row, w.cols, block).load(l, part));
+            square[r] = Unit::words(typename Rows<Unit, W>::Block(row, w.cols, block).load(l / 2, l % 2, part));
           });
           transpose(square);
           std::int8_t* const out = to + ((l * line / 4 + part * L) * panel_vectors + v) * 4 * L;

@@ -18,6 +18,7 @@
 //   low_halves, high_halves the halves of 4 L bytes, each a byte
 //   look_up(table, halves)  table[half] for every byte; table(part, p, q) makes one of the 16 bytes at p for the first
 //                           half of a line of 64 bytes and of those at q for the second, in register `part` of the line
+//   spread<i>(v)            lane i of each four to all of them
 //   words(v)                the bytes' registers as integers' ones, for kernels/transpose.hpp
 //   floats(v)               the lanes of integers' registers as floats, bit for bit
 //   scales(p, stride, n)    L floats `stride` bytes apart, of which the first n exist; any number for the others
@@ -93,6 +94,10 @@ struct Avx512Vnni {
   }
   static HYMBA_ALWAYS_INLINE Bytes look_up(Bytes table, Bytes halves) { return _mm512_shuffle_epi8(table, halves); }
 
+  template <int I>
+  static HYMBA_ALWAYS_INLINE Bytes spread(Bytes v) {
+    return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(0x55 * I));
+  }
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return v; }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return v; }
   static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return _mm512_castsi512_ps(v); }
@@ -139,6 +144,10 @@ struct Avx2Registers {
   }
   static HYMBA_ALWAYS_INLINE Bytes look_up(Bytes table, Bytes halves) { return _mm256_shuffle_epi8(table, halves); }
 
+  template <int I>
+  static HYMBA_ALWAYS_INLINE Bytes spread(Bytes v) {
+    return _mm256_shuffle_epi32(v, 0x55 * I);
+  }
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return v; }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return v; }
   static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return _mm256_castsi256_ps(v); }
@@ -253,6 +262,10 @@ struct NeonDot {
     return vqtbl1q_s8(table, vreinterpretq_u8_s8(halves));
   }
 
+  template <int I>
+  static HYMBA_ALWAYS_INLINE Bytes spread(Bytes v) {
+    return vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(v), I));
+  }
   static HYMBA_ALWAYS_INLINE Ints words(Bytes v) { return vreinterpretq_s32_s8(v); }
   static HYMBA_ALWAYS_INLINE Bytes bytes(Ints v) { return vreinterpretq_s8_s32(v); }
   static HYMBA_ALWAYS_INLINE Floats floats(Ints v) { return vreinterpretq_f32_s32(v); }
