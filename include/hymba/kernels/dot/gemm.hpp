@@ -490,7 +490,7 @@ struct DotGemm {
                                                     const std::byte* row3, std::int64_t cols,
                                                     const TokenQuads<Unit, Q>& tokens,
                                                     float (&to)[4][TokenQuads<Unit, Q>::tokens]) {
-    constexpr int at_once = Unit::many_registers ? 4 : 2;
+    constexpr int at_once = Unit::many_registers || Q == 1 ? 4 : 2;
     constexpr int registers = TokenQuads<Unit, Q>::sums;
     const std::byte* const row[4] = {row0, row1, row2, row3};
     const auto blocks = tokens.blocks;
