@@ -209,13 +209,8 @@ struct AttentionInVectors {
     std::int64_t split = 0;                       ///< bytes of a row of values that are fetched with the scores
 
     /// Into the second-level cache: a block fills the first one.
-    static HYMBA_ALWAYS_INLINE void fetch([[maybe_unused]] const char* p) {
-#if defined(__GNUC__) || defined(__clang__)
-      __builtin_prefetch(p, 0, 2);
-#endif
-    }
     static HYMBA_ALWAYS_INLINE void fetch(const char* p, std::int64_t first, std::int64_t last) {
-      for (std::int64_t line = first; line < last; line += 64) fetch(p + line);
+      for (std::int64_t line = first; line < last; line += 64) simd::prefetch<2>(p + line);
     }
     HYMBA_ALWAYS_INLINE void with_scores(std::int64_t row) const {
       if (keys == nullptr) return;

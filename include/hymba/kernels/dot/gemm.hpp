@@ -162,7 +162,7 @@ struct DotGemm {
   /// That share a block of a row, as measured, and those that are packed instead of the weights.
   static constexpr std::int64_t few_tokens = W == Weights::int4 ? (Unit::many_registers ? 4 : 3) : RowByRow ? 1 : 3;
   static constexpr std::int64_t some_tokens = 16;
-  static constexpr bool fetches = W == Weights::int4 || fetches_int8;  ///< what few tokens read
+  static constexpr bool fetches = W == Weights::int4 || fetches_int8;  ///< what few or some tokens read
   static constexpr std::int64_t block_bytes = quantised_byte<W>(quantised_block);  ///< of a row
   static constexpr int panel_vectors = Unit::panel_vectors, panel_tokens = Unit::panel_tokens;
   static constexpr std::int64_t panel_rows = Panel<Unit>::rows;
@@ -266,13 +266,16 @@ struct DotGemm {
   /// `count` tokens against rows [first, last) of the weights.
   static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
-    if constexpr (RowByRow && W == Weights::int8) return row_by_row(tokens, w, bias, y, store, first, last);
-    const RowPieces pieces(first, last, 4, L / 4);
-    for (std::int64_t i = 0; i < pieces.length; i += L / 4) {
-      const RowOfLane row_of{pieces, i};
-      unrolled<few_tokens>([&](auto one_less) {
-        if (count == one_less + 1) group<one_less + 1>(tokens, w, row_of, bias, y, store);
-      });
+    if constexpr (RowByRow && W == Weights::int8) {
+      row_by_row(tokens, w, bias, y, store, first, last);
+    } else {
+      const RowPieces pieces(first, last, 4, L / 4);
+      for (std::int64_t i = 0; i < pieces.length; i += L / 4) {
+        const RowOfLane row_of{pieces, i};
+        unrolled<few_tokens>([&](auto one_less) {
+          if (count == one_less + 1) group<one_less + 1>(tokens, w, row_of, bias, y, store);
+        });
+      }
     }
   }
 
@@ -465,7 +468,8 @@ struct DotGemm {
 
   // --- Some tokens ---------------------------------------------------------------------------------------------------
 
-  /// The tokens, 4 Q at most, against rows [first, last) of the weights.
+  /// The tokens, 4 Q at most, against rows [first, last) of the weights. Every thread packs them for itself: less work
+  /// than to wait for one that does.
   template <int Q>
   static void some(std::byte* memory, const Tokens<Unit>& unpacked, const WeightMatrix<W>& w, const float* bias,
                    MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {

@@ -74,7 +74,7 @@ struct TokenQuads {
   static constexpr std::int64_t L = Unit::lanes;
   static constexpr std::int64_t block_bytes = 4 * Q * quantised_block;
   /// Registers of sums, one lane for each token.
-  static constexpr int sums = static_cast<int>((4 * Q + L - 1) / L);
+  static constexpr int sums = static_cast<int>(units_of(4 * Q, L));
   static constexpr std::int64_t tokens = sums * L;
 
   std::int8_t* bytes;    ///< [block][register of weights][j][q][128 bits][token of the four][4]
