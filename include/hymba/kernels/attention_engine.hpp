@@ -12,7 +12,7 @@
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/attention_shape.hpp>
 #include <hymba/kernels/block_grid.hpp>
-#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 #include <hymba/kernels/vector_math.hpp>
 
 #include <algorithm>
@@ -324,7 +324,7 @@ struct AttentionEngine {
         for (std::int64_t i = 0; i < tasks; ++i) run_one(i, thread);
       });
     } else if (tasks > 0) {
-      exec.parallel_for(tasks, [&](std::int64_t i, int thread) noexcept { run_one(i, thread); });
+      for_steps(exec, threads, tasks, 1, [&](std::int64_t i, std::int64_t, int thread) { run_one(i, thread); });
     }
     if (split) run_split(exec, scratch, shape, q, sequences, room, items, out);
   }
@@ -355,7 +355,7 @@ struct AttentionEngine {
     const std::int64_t wave = slots * exec.threads();
     for (std::int64_t base = 0; base < items; base += wave) {
       const std::int64_t count = std::min(wave, items - base);
-      exec.parallel_for(count, [&](std::int64_t i, int thread) noexcept {
+      for_steps(exec, exec.threads(), count, 1, [&](std::int64_t i, std::int64_t, int thread) {
         const Item item = item_at(base + i);
         const Workspace w = workspace(shape, room, scratch, thread);
         Part::prepare(item.task, q, w.part);

@@ -42,6 +42,10 @@ struct BlockGrid {
   constexpr BlockRange row_range(std::int64_t task, std::int64_t unit, std::int64_t size) const {
     return range(task / cols, rows, row_units, unit, size);
   }
+  /// Rows of the blocks beside each other that are the `block`-th from above, likewise.
+  constexpr BlockRange row_block(std::int64_t block, std::int64_t unit, std::int64_t size) const {
+    return range(block, rows, row_units, unit, size);
+  }
   constexpr BlockRange col_range(std::int64_t task, std::int64_t unit, std::int64_t size) const {
     return range(task % cols, cols, col_units, unit, size);
   }

@@ -14,6 +14,7 @@
 #include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_rows.hpp>
 #include <hymba/kernels/rotation.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -322,6 +323,14 @@ struct GemmAlongColumns {
     for (int n = 0; n < N; ++n) simd::sums<A>(acc[n], out[n]);
   }
 
+  /// How weights go past `rows` rows of x.
+  template <Weights W>
+  static RowShares direct_shares(std::int64_t tasks, std::int64_t rows, const WeightMatrix<W>& w) {
+    const bool one_by_one = RowByRow && !weight_format<W>::quantised && rows == 1;
+    return RowShares(tasks, w.rows, one_by_one ? 1 : direct_r, 1,
+                     static_cast<std::int64_t>(weight_format<W>::row_bytes(w.cols)));
+  }
+
   /// One block of columns for rows [t, t + N) of x and row `i` of each piece of the weights.
   template <int N, Weights W>
   static void direct_tile(const WeightMatrix<W>& w, std::int64_t ahead, MatrixView<const Number> x, std::int64_t t,
@@ -339,15 +348,17 @@ struct GemmAlongColumns {
     }
   }
 
+  /// Rows [first, last) of each piece of the weights, which are as direct_shares says.
   template <Weights W>
   static void direct(MatrixView<const Number> x, WeightMatrix<W> w, const float* bias, MatrixView<float> y, Store store,
-                     std::int64_t first, std::int64_t last) {
+                     const RowPieces& pieces, std::int64_t first, std::int64_t last) {
     if constexpr (RowByRow && !weight_format<W>::quantised) {
-      if (x.rows == 1) return row_by_row(x.row(0), w, bias, y.row(0), store, first, last);
+      if (x.rows == 1) {
+        return row_by_row(x.row(0), w, bias, y.row(0), store, pieces.row(0, first), pieces.row(0, last));
+      }
     }
     const std::int64_t block = block_cols(w.cols);
-    const RowPieces pieces(first, last, direct_r, 1);
-    for (std::int64_t i = 0; i < pieces.length; ++i) {
+    for (std::int64_t i = first; i < last; ++i) {
       for (std::int64_t t = 0; t < x.rows; ++t) {
         float* to = y.row(t);
         for (int r = 0; r < direct_r; ++r) {
@@ -565,11 +576,12 @@ struct GemmAlongColumns {
   template <class Exec, Weights W, class Operand>
   static void run_direct(Exec& exec, std::int64_t rows, const Operand& x, WeightMatrix<W> w, const float* bias,
                          MatrixView<float> y, Store store) {
-    const std::int64_t groups = units_of(w.rows, direct_r);
-    const std::int64_t tasks = std::min(threads_for(exec.threads(), rows, w.rows, w.cols), groups);
-    exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
-      direct<W>(x(thread), w, bias, y, store, groups * task / tasks * direct_r,
-                std::min(groups * (task + 1) / tasks * direct_r, w.rows));
+    RowShares shares = direct_shares(threads_for(exec.threads(), rows, w.rows, w.cols), rows, w);
+    exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
+      const auto operand = x(thread);
+      shares.run(task, [&](const RowPieces& pieces, std::int64_t first, std::int64_t last) {
+        direct<W>(operand, w, bias, y, store, pieces, first, last);
+      });
     });
   }
 

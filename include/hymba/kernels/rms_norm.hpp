@@ -9,6 +9,7 @@
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <cmath>
 #include <cstddef>

@@ -14,7 +14,7 @@
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/dot/bf16_unit.hpp>
 #include <hymba/kernels/gemm.hpp>
-#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <algorithm>
 #include <cstddef>

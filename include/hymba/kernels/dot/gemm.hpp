@@ -20,6 +20,7 @@
 #include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/quantised_rows.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 #include <hymba/kernels/transpose.hpp>
 
 #include <algorithm>
@@ -189,48 +190,53 @@ struct DotGemm {
   static void run(Exec& exec, Scratch scratch, MatrixView<const float> x, const WeightMatrix<W>& w, const float* bias,
                   MatrixView<float> y, Store store) {
     const std::int64_t threads = x.rows * w.rows * w.cols < serial_product ? 1 : exec.threads();
-    const std::int64_t groups = units_of(w.rows, L), tasks = std::min(threads, groups);
-    const auto first_row = [&](std::int64_t task) { return std::min(groups * task / tasks * L, w.rows); };
     if (x.rows == 1) {
+      RowShares shares = few_shares(threads, w);
       // Every thread quantises the token for itself: less work than to wait for one that does.
-      exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+      exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
         const Tokens<Unit> tokens(scratch.of<std::byte>(thread), 1, w.cols);
         tokens.quantise(0, x.row(0), w.cols, w.rotated);
-        few(tokens, 1, w, bias, y, store, first_row(task), first_row(task + 1));
+        shares.run(task, [&](const RowPieces& pieces, std::int64_t first, std::int64_t last) {
+          few(tokens, 1, w, bias, y, store, pieces, first, last);
+        });
       });
       return;
     }
     for (std::int64_t t0 = 0; t0 < x.rows; t0 += most_tokens) {
       const std::int64_t count = std::min(most_tokens, x.rows - t0);
       const Tokens<Unit> tokens(scratch.shared, count, w.cols);
-      const std::int64_t parts_of_tokens = std::min(threads, count);
-      exec.parallel_for(parts_of_tokens, [&](std::int64_t task, int) noexcept {
-        const std::int64_t last = count * (task + 1) / parts_of_tokens;
-        for (std::int64_t t = count * task / parts_of_tokens; t < last; ++t) {
-          tokens.quantise(t, x.row(t0 + t), w.cols, w.rotated);
-        }
+      for_steps(exec, threads, count, 8, [&](std::int64_t first, std::int64_t last, int) {
+        for (std::int64_t t = first; t < last; ++t) tokens.quantise(t, x.row(t0 + t), w.cols, w.rotated);
       });
       const MatrixView<float> out = y.row_range(t0, count);
       if (count <= few_tokens) {
-        exec.parallel_for(tasks, [&](std::int64_t task, int) noexcept {
-          few(tokens, count, w, bias, out, store, first_row(task), first_row(task + 1));
+        RowShares shares = few_shares(threads, w);
+        exec.parallel_for(shares.tasks(), [&](std::int64_t task, int) noexcept {
+          shares.run(task, [&](const RowPieces& pieces, std::int64_t first, std::int64_t last) {
+            few(tokens, count, w, bias, out, store, pieces, first, last);
+          });
         });
         continue;
       }
       if (count <= some_tokens) {
-        exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
+        RowShares shares = some_shares(threads, w);
+        exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
           unrolled<some_tokens / 4>([&](auto q) {
-            if (units_of(count, 4) != q + 1) return;
-            std::byte* const memory = scratch.of<std::byte>(thread);
-            some<q + 1>(memory, tokens, w, bias, out, store, first_row(task), first_row(task + 1));
+            if (units_of(count, 4) == q + 1) some<q + 1>(scratch.of<std::byte>(thread), tokens, w, bias, out, store, task, shares);
           });
         });
         continue;
       }
       const BlockGrid grid(threads, units_of(count, panel_tokens), units_of(w.rows, panel_rows));
-      exec.parallel_for(grid.tasks(), [&](std::int64_t task, int thread) noexcept {
-        many(scratch.of<std::byte>(thread), tokens, w, bias, out, store, grid.row_range(task, panel_tokens, count),
-             grid.col_range(task, panel_rows, w.rows));
+      // A step is a panel of weights past a block of tokens.
+      const std::int64_t panels = grid.col_units;
+      StepShares shares(grid.tasks(), grid.rows * panels, 1);
+      exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
+        shares.run(task, [&](BlockRange share, BlockRange steps) {
+          const std::int64_t block = steps.first / panels, from = block * panels;
+          many(scratch.of<std::byte>(thread), tokens, w, bias, out, store, grid.row_block(block, panel_tokens, count),
+               (steps.first - from) * panel_rows, std::min((share.last - from) * panel_rows, w.rows));
+        });
       });
     }
   }
@@ -263,14 +269,20 @@ struct DotGemm {
 
   // --- Few tokens ----------------------------------------------------------------------------------------------------
 
-  /// `count` tokens against rows [first, last) of the weights.
+  static constexpr bool few_row_by_row = RowByRow && W == Weights::int8;
+
+  static RowShares few_shares(std::int64_t tasks, const WeightMatrix<W>& w) {
+    const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(w.cols));
+    return few_row_by_row ? RowShares(tasks, w.rows, 1, 1, row_bytes) : RowShares(tasks, w.rows, 4, L / 4, row_bytes);
+  }
+
+  /// `count` tokens against rows [first, last) of each piece of the weights.
   static void few(const Tokens<Unit>& tokens, std::int64_t count, const WeightMatrix<W>& w, const float* bias,
-                  MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
-    if constexpr (RowByRow && W == Weights::int8) {
-      row_by_row(tokens, w, bias, y, store, first, last);
+                  MatrixView<float> y, Store store, const RowPieces& pieces, std::int64_t first, std::int64_t last) {
+    if constexpr (few_row_by_row) {
+      row_by_row(tokens, w, bias, y, store, pieces.row(0, first), pieces.row(0, last));
     } else {
-      const RowPieces pieces(first, last, 4, L / 4);
-      for (std::int64_t i = 0; i < pieces.length; i += L / 4) {
+      for (std::int64_t i = first; i < last; i += L / 4) {
         const RowOfLane row_of{pieces, i};
         unrolled<few_tokens>([&](auto one_less) {
           if (count == one_less + 1) group<one_less + 1>(tokens, w, row_of, bias, y, store);
@@ -468,24 +480,29 @@ struct DotGemm {
 
   // --- Some tokens ---------------------------------------------------------------------------------------------------
 
-  /// The tokens, 4 Q at most, against rows [first, last) of the weights. Every thread packs them for itself: less work
-  /// than to wait for one that does.
+  static RowShares some_shares(std::int64_t tasks, const WeightMatrix<W>& w) {
+    return RowShares(tasks, w.rows, 4, 1, static_cast<std::int64_t>(Format::row_bytes(w.cols)));
+  }
+
+  /// The tokens, 4 Q at most, against what task `task` gets of the weights. Every thread packs them for itself: less
+  /// work than to wait for one that does.
   template <int Q>
   static void some(std::byte* memory, const Tokens<Unit>& unpacked, const WeightMatrix<W>& w, const float* bias,
-                   MatrixView<float> y, Store store, std::int64_t first, std::int64_t last) {
+                   MatrixView<float> y, Store store, std::int64_t task, RowShares& shares) {
     const TokenQuads<Unit, Q> tokens(memory, unpacked.blocks);
     tokens.pack(unpacked, w.cols);
-    const RowPieces pieces(first, last, 4, 1);
-    for (std::int64_t i = 0; i < pieces.length; ++i) {
-      alignas(64) float sums[4][TokenQuads<Unit, Q>::tokens];
-      const auto row = [&](std::int64_t p) { return w.row(pieces.row_or_last(p, i)); };
-      four_rows_of_quads<Q>(row(0), row(1), row(2), row(3), w.cols, tokens, sums);
-      for (std::int64_t p = 0; p < 4; ++p) {
-        if (!pieces.has(p, i)) continue;
-        const std::int64_t o = pieces.row(p, i);
-        for (std::int64_t t = 0; t < unpacked.count; ++t) write_one(sums[p][t], o, bias, y.row(t), store);
+    shares.run(task, [&](const RowPieces& pieces, std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) {
+        alignas(64) float sums[4][TokenQuads<Unit, Q>::tokens];
+        const auto row = [&](std::int64_t p) { return w.row(pieces.row_or_last(p, i)); };
+        four_rows_of_quads<Q>(row(0), row(1), row(2), row(3), w.cols, tokens, sums);
+        for (std::int64_t p = 0; p < 4; ++p) {
+          if (!pieces.has(p, i)) continue;
+          const std::int64_t o = pieces.row(p, i);
+          for (std::int64_t t = 0; t < unpacked.count; ++t) write_one(sums[p][t], o, bias, y.row(t), store);
+        }
       }
-    }
+    });
   }
 
   /// Four rows times all tokens.
@@ -571,34 +588,32 @@ struct DotGemm {
 
   // --- Many tokens ---------------------------------------------------------------------------------------------------
 
-  /// Tokens [some.first, some.last) against rows [rows.first, rows.last) of the weights.
+  /// Tokens [some.first, some.last) against the panel of weights from row `o`; those before row `end` come next.
   static void many(std::byte* memory, const Tokens<Unit>& tokens, const WeightMatrix<W>& w, const float* bias,
-                   MatrixView<float> y, Store store, BlockRange some, BlockRange rows) {
+                   MatrixView<float> y, Store store, BlockRange some, std::int64_t o, std::int64_t end) {
     auto* const panel = reinterpret_cast<std::int8_t*>(memory);
     auto* const sums = reinterpret_cast<float*>(memory + panel_rows * quantised_block);
-    for (std::int64_t o = rows.first; o < rows.last; o += panel_rows) {
-      const std::int64_t valid = std::min(panel_rows, rows.last - o);
-      for (std::int64_t b = 0; b < tokens.blocks; ++b) {
-        const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
-        const bool last = b + 1 == tokens.blocks;
-        const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
-        // The next block, beside this one or the first of the rows below, is fetched in equal parts.
-        Ahead ahead(w, last ? o + panel_rows : o, rows.last, last ? 0 : b + 1, panel_vectors * lines + groups);
-        pack(w, o, valid, b, lines, ahead, panel);
-        float scale[panel_rows] = {};
-        for (std::int64_t r = 0; r < valid; r += L) Unit::store(scale + r, scales(w, o + r, valid - r, b));
-        for (std::int64_t g = 0; g < groups; ++g) {
-          const std::int64_t first = count * g / groups, n = count * (g + 1) / groups - first, t = some.first + first;
-          float* const at = sums + (tokens.blocks > 1 ? first * panel_rows : 0);
-          ahead.fetch();
-          // What the next group will write; rows of y are pages apart.
-          for (std::int64_t i = n; last && i < 2 * n && first + i < count; ++i) {
-            for (std::int64_t r = 0; r < valid; r += line / 4) simd::prefetch(y.row(t + i) + o + r);
-          }
-          Panel<Unit>::multiply(panel, lines, tokens, t, n, b, scale, at, b == 0);
-          for (std::int64_t i = 0; last && i < n; ++i) {
-            write_row(at + i * panel_rows, valid, bias != nullptr ? bias + o : nullptr, y.row(t + i) + o, store);
-          }
+    const std::int64_t valid = std::min(panel_rows, end - o);
+    const std::int64_t count = some.last - some.first, groups = units_of(count, panel_tokens);
+    for (std::int64_t b = 0; b < tokens.blocks; ++b) {
+      const std::int64_t lines = std::min(block_lines, units_of(w.cols - b * quantised_block, line));
+      const bool last = b + 1 == tokens.blocks;
+      // The next block, beside this one or the first of the rows below, is fetched in equal parts.
+      Ahead ahead(w, last ? o + panel_rows : o, end, last ? 0 : b + 1, panel_vectors * lines + groups);
+      pack(w, o, valid, b, lines, ahead, panel);
+      float scale[panel_rows] = {};
+      for (std::int64_t r = 0; r < valid; r += L) Unit::store(scale + r, scales(w, o + r, valid - r, b));
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const std::int64_t first = count * g / groups, n = count * (g + 1) / groups - first, t = some.first + first;
+        float* const at = sums + (tokens.blocks > 1 ? first * panel_rows : 0);
+        ahead.fetch();
+        // What the next group will write; rows of y are pages apart.
+        for (std::int64_t i = n; last && i < 2 * n && first + i < count; ++i) {
+          for (std::int64_t r = 0; r < valid; r += line / 4) simd::prefetch(y.row(t + i) + o + r);
+        }
+        Panel<Unit>::multiply(panel, lines, tokens, t, n, b, scale, at, b == 0);
+        for (std::int64_t i = 0; last && i < n; ++i) {
+          write_row(at + i * panel_rows, valid, bias != nullptr ? bias + o : nullptr, y.row(t + i) + o, store);
         }
       }
     }

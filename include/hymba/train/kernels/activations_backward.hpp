@@ -8,7 +8,7 @@
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
-#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 #include <hymba/kernels/vector_math.hpp>
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/exec/simd.hpp>
-#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <algorithm>
 #include <cmath>

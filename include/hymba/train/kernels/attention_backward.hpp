@@ -11,6 +11,7 @@
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 #include <hymba/kernels/vector_math.hpp>
 #include <hymba/train/kernels/block_product.hpp>
 

@@ -11,7 +11,7 @@
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/gemm.hpp>
-#include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 #include <hymba/train/kernels/amx/products.hpp>
 #include <hymba/train/kernels/packed_product.hpp>
 

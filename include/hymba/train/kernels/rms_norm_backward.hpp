@@ -11,6 +11,7 @@
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/gemm.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <algorithm>
 #include <cmath>
