@@ -119,6 +119,10 @@ void for_parts(Exec& exec, std::int64_t n, std::int64_t unit, std::int64_t work,
             });
 }
 
+/// Weights that are taken at once where they pass once: read in a few microseconds, long enough to take no notice of
+/// being handed out, short enough to wait for.
+inline constexpr std::int64_t bytes_at_once = 48 << 10;
+
 /// The rows of weights that few tokens go past: every share in pieces that are read side by side (see RowPieces).
 class RowShares {
  public:
@@ -143,8 +147,6 @@ class RowShares {
   }
 
  private:
-  /// Read in a few microseconds: long enough to take no notice of being handed out, short enough to wait for.
-  static constexpr std::int64_t bytes_at_once = 48 << 10;
   std::int64_t rows_, pieces_, step_;
   StepShares shares_;
 };

@@ -17,6 +17,7 @@
 #include <hymba/kernels/amx/weight_tiles.hpp>
 #include <hymba/kernels/block_grid.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/step_shares.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -104,20 +105,27 @@ struct TileGemm {
       const std::int64_t columns = units_of(tokens, tile_rows), panels = units_of(tokens, panel_rows);
       auto* const packed = reinterpret_cast<Element*>(scratch.shared);
       auto* const scales = reinterpret_cast<float*>(scratch.shared + panels * steps_of(x.cols) * step_bytes);
-      exec.parallel_for(std::min(threads, columns),
-                        [&, n = std::min(threads, columns)](std::int64_t task, int) noexcept {
-                          for (std::int64_t c = columns * task / n; c < columns * (task + 1) / n; ++c)
-                            pack(here, w.rotated(), c, packed, scales);
-                        });
+      for_steps(exec, threads, columns, 1, [&](std::int64_t first, std::int64_t last, int) {
+        for (std::int64_t c = first; c < last; ++c) pack(here, w.rotated(), c, packed, scales);
+      });
       // The fewest cuts of the weights with which every thread has as many tasks.
       const std::int64_t groups = units_of(panels, group_tokens / panel_rows);
       const std::int64_t cuts = std::min(threads / std::gcd(threads, groups), w.panels());
-      exec.parallel_for(groups * cuts, [&](std::int64_t task, int thread) noexcept {
-        const std::int64_t group = task / cuts, cut = task % cuts;
-        const Range rows{panels * group / groups * panel_rows,
-                         std::min(panels * (group + 1) / groups * panel_rows, tokens)};
-        const Range cols{w.panels() * cut / cuts, w.panels() * (cut + 1) / cuts};
-        multiply(scratch.of<std::byte>(thread), packed, scales, x.cols, w, sink, t0, rows, cols);
+      // A step is a panel of weights past a group of tokens.
+      StepShares shares(groups * cuts, groups * w.panels(), panels_at_once(panels, groups, x.cols, w.panels() / cuts));
+      exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
+        const TileScope tiles;
+        shares.run(task, [&](BlockRange share, BlockRange steps) {
+          while (steps.first < steps.last) {
+            const std::int64_t group = steps.first / w.panels(), from = group * w.panels();
+            const std::int64_t last = std::min(steps.last - from, w.panels());
+            const Range rows{panels * group / groups * panel_rows,
+                             std::min(panels * (group + 1) / groups * panel_rows, tokens)};
+            multiply(scratch.of<std::byte>(thread), packed, scales, x.cols, w, sink, t0, rows,
+                     {steps.first - from, last}, std::min(share.last - from, w.panels()));
+            steps.first = from + last;
+          }
+        });
       });
     }
   }
@@ -132,6 +140,14 @@ struct TileGemm {
   struct Range {
     std::int64_t first, last;
   };
+
+  /// Panels of weights that a thread takes past its group of tokens at once: as many as share what it keeps of them, else
+  /// some tens of kilobytes.
+  static std::int64_t panels_at_once(std::int64_t panels, std::int64_t groups, std::int64_t in, std::int64_t of) {
+    const std::int64_t group = units_of(panels, groups);
+    if (group > 1 && !stay(group, in)) return equal_block(of, block_panels, 1);
+    return bytes_at_once / (panel_rows * static_cast<std::int64_t>(Format::row_bytes(in)));
+  }
 
   static void pack(MatrixView<const float> x, [[maybe_unused]] bool rotated, std::int64_t column, Element* packed,
                    float* scales) {
@@ -183,11 +199,11 @@ struct TileGemm {
     fetches.lines = units_of((last - first) * std::max(halves.at[0].rows, halves.at[1].rows), steps);
   }
 
-  /// Tokens [rows.first, rows.last), counted from `t0`, against panels [cols.first, cols.last) of weights.
+  /// Tokens [rows.first, rows.last), counted from `t0`, against panels [cols.first, cols.last) of weights; those before
+  /// `end` come next. Within a TileScope.
   template <class Panels, class Sink>
   static void multiply(std::byte* memory, const Element* packed, const float* token_scales, std::int64_t in,
-                       const Panels& w, const Sink& sink, std::int64_t t0, Range rows, Range cols) {
-    const TileScope tiles;
+                       const Panels& w, const Sink& sink, std::int64_t t0, Range rows, Range cols, std::int64_t end) {
     const std::int64_t first_panel = rows.first / panel_rows, panels = units_of(rows.last - rows.first, panel_rows);
     const std::int64_t all_steps = steps_of(in), deep = deep_block(panels, in), most_steps = steps_of(deep);
     const bool once = panels == 1;
@@ -208,10 +224,10 @@ struct TileGemm {
           // While this is multiplied, what follows is fetched: all of the next panel while this one's columns pass, or,
           // where the columns of many panels do, the next panel's, and after the last those that come next.
           if (block == 1) {
-            if (k == 0 && o + 1 < cols.last) {
+            if (k == 0 && o + 1 < end) {
               fetch_in(fetches, w.panel(o + 1), 0, row_bytes / 64, panels * all_steps);
             }
-          } else if (const std::int64_t after = o + 1 < o1 ? o + 1 : !last ? o0 : o1; after < cols.last) {
+          } else if (const std::int64_t after = o + 1 < o1 ? o + 1 : !last ? o0 : o1; after < end) {
             const std::int64_t after_k = o + 1 < o1 ? k : !last ? k + deep : 0;
             fetch_in(fetches, w.panel(after), after_k * row_bytes / in / 64,
                      std::min(after_k + deep, in) * row_bytes / in / 64, panels * steps);
@@ -362,11 +378,19 @@ struct TileGemm {
   static void one(Exec& exec, Scratch scratch, MatrixView<const float> x, const Panels& w, const Sink& sink)
     requires(!bytes)
   {
-    const std::int64_t tasks =
-        w.rows() * x.cols < serial_product ? 1 : std::min<std::int64_t>(exec.threads(), w.units());
-    exec.parallel_for(tasks, [&](std::int64_t task, int thread) noexcept {
-      one_range(scratch.of<std::byte>(thread), x.row(0), x.cols, w, sink, w.units() * task / tasks,
-                w.units() * (task + 1) / tasks);
+    // A step is a pair of halves.
+    const std::int64_t pairs = units_of(w.units(), w.pair_units);
+    const std::int64_t tasks = w.rows() * x.cols < serial_product ? 1 : std::min<std::int64_t>(exec.threads(), pairs);
+    StepShares shares(tasks, pairs,
+                      bytes_at_once / (2 * tile_rows * static_cast<std::int64_t>(Format::row_bytes(x.cols))));
+    exec.parallel_for(shares.tasks(), [&](std::int64_t task, int thread) noexcept {
+      const OneToken token(scratch.of<std::byte>(thread), x.row(0), x.cols);
+      std::int64_t expected = -1;
+      shares.run(task, [&](BlockRange share, BlockRange steps) {
+        token.multiply(w, sink, steps.first * w.pair_units, std::min(steps.last * w.pair_units, w.units()),
+                       std::min(share.last * w.pair_units, w.units()), steps.first != expected);
+        expected = steps.last;
+      });
     });
   }
 
@@ -400,44 +424,56 @@ struct TileGemm {
     }
   };
 
-  /// Units [first, last) of the weights, two halves at a time.
-  template <class Panels, class Sink>
-  static void one_range(std::byte* memory, const float* x, std::int64_t in, const Panels& w, const Sink& sink,
-                        std::int64_t first, std::int64_t last) {
-    const std::int64_t steps = steps_of(in), row_bytes = static_cast<std::int64_t>(Format::row_bytes(in));
-    const bool together = one_tiles * tile_rows * row_bytes <= one_bytes;
-    // The first rows, as far as they come while the token is packed.
-    PanelHalves<W> here = w.pair(first, last);
-    HalvesToRead beginning(here.at[0], here.at[1]);
-    beginning.first.fetch(64);
-    beginning.second.fetch(64);
-
-    const OneColumn tiles;
-    auto* const row = reinterpret_cast<Element*>(memory);
-    auto* const buffer = reinterpret_cast<Element*>(memory + steps * 64);
-    for (std::int64_t k = 0; k < in; k += depth) {
-      _mm512_store_si512(row + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
-    }
-    written_before_tiles();
-    for (std::int64_t unit = first; unit < last;) {
-      const std::int64_t next_unit = unit + w.pair_units;
-      const PanelHalves<W> next = next_unit < last ? w.pair(next_unit, last) : PanelHalves<W>{};
-      alignas(64) float sums[one_tiles * tile_rows];
-      // The rows that come next are fetched little by little.
-      const HalvesToRead later(next.at[0], next.at[1]);
-      if (here.at[1].rows > 0 && together) {
-        one_group<2>(here.at, row, buffer, in, later, sums);
-      } else if (here.at[1].rows > 0) {
-        one_group<1>(here.at, row, buffer, in, HalvesToRead(here.at[1], {}), sums);
-        one_group<1>(here.at + 1, row, buffer, in, HalvesToRead(next.at[0], {}), sums + tile_rows);
-      } else {
-        one_group<1>(here.at, row, buffer, in, later, sums);
+  /// A token as it goes past weights, two halves at a time.
+  class OneToken {
+   public:
+    OneToken(std::byte* memory, const float* x, std::int64_t in)
+        : row_(reinterpret_cast<Element*>(memory)),
+          buffer_(reinterpret_cast<Element*>(memory + steps_of(in) * 64)),
+          in_(in) {
+      for (std::int64_t k = 0; k < in; k += depth) {
+        _mm512_store_si512(row_ + k, k + depth <= in ? load_row<false>(x + k, depth) : load_row<true>(x + k, in - k));
       }
-      sink.write_one(sums, unit, here.rows());
-      unit = next_unit;
-      here = next;
+      written_before_tiles();
     }
-  }
+
+    /// Units [first, last) of the weights; those before `end` come next. `begins` if what was fetched before is not them.
+    template <class Panels, class Sink>
+    void multiply(const Panels& w, const Sink& sink, std::int64_t first, std::int64_t last, std::int64_t end,
+                  bool begins) const {
+      const auto row_bytes = static_cast<std::int64_t>(Format::row_bytes(in_));
+      const bool together = one_tiles * tile_rows * row_bytes <= one_bytes;
+      PanelHalves<W> here = w.pair(first, end);
+      if (begins) {
+        HalvesToRead beginning(here.at[0], here.at[1]);
+        beginning.first.fetch(64);
+        beginning.second.fetch(64);
+      }
+      for (std::int64_t unit = first; unit < last;) {
+        const std::int64_t next_unit = unit + w.pair_units;
+        const PanelHalves<W> next = next_unit < end ? w.pair(next_unit, end) : PanelHalves<W>{};
+        alignas(64) float sums[one_tiles * tile_rows];
+        // The rows that come next are fetched little by little.
+        const HalvesToRead later(next.at[0], next.at[1]);
+        if (here.at[1].rows > 0 && together) {
+          one_group<2>(here.at, row_, buffer_, in_, later, sums);
+        } else if (here.at[1].rows > 0) {
+          one_group<1>(here.at, row_, buffer_, in_, HalvesToRead(here.at[1], {}), sums);
+          one_group<1>(here.at + 1, row_, buffer_, in_, HalvesToRead(next.at[0], {}), sums + tile_rows);
+        } else {
+          one_group<1>(here.at, row_, buffer_, in_, later, sums);
+        }
+        sink.write_one(sums, unit, here.rows());
+        unit = next_unit;
+        here = next;
+      }
+    }
+
+   private:
+    const OneColumn tiles_{};
+    Element *row_, *buffer_;
+    std::int64_t in_;
+  };
 
   /// sums [16 N] of N halves of weights times one token.
   template <int N>
