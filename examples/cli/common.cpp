@@ -81,8 +81,8 @@ void add_common(CLI::App& command, CommonOptions& o, const char* max_context_def
           "What runs it. simd: vectors, nothing but the formats is rounded; dot: beside int8 and int4, dot products "
           "of bytes (VNNI and its like), which round activations to 8 bits, and beside bf16 those of bf16 where they "
           "are faster than vectors, which round activations to bf16; amx: tiles, which round activations to bf16, or "
-          "to 8 bits beside int8 and int4. Over a bf16 or int8 cache tiles and dot products of bf16 also round queries "
-          "and softmax weights to bf16. Default: amx where the machine has it, else dot where that is for such "
+          "to 8 bits beside int8 and int4. Over a bf16 or int8 cache tiles and dot products also round queries and "
+          "softmax weights, to bf16, or dot products over int8 to 16 bits. Default: amx where the machine has it, else dot where that is for such "
           "weights, else simd")
       ->type_name("auto|simd|dot|amx");
   if (max_context_default != nullptr) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -149,9 +150,14 @@ struct Rounding {
   static constexpr double weight = 0;    ///< relative, of a weight
   static constexpr double largest = 0;   ///< relative to a row's largest score, of all its weights in a span
   static constexpr double sums = 1;      ///< roundings for each number in a sum of products
+  /// Queries are rounded to so many steps in their row's largest number, weights to as many in the largest of 64
+  /// positions, and what is added up of these to 2^-24; 0: they are not.
+  static constexpr double steps = 0;
 };
-#if HYMBA_DOT_BF16
+#if defined(HYMBA_DOT)
 using Dot = hymba::arch::dot<hymba::arch::best>;
+#endif
+#if HYMBA_DOT_BF16
 template <>
 struct Rounding<Dot, bf16> {
   static constexpr bool narrow = true;
@@ -162,7 +168,15 @@ struct Rounding<Dot, bf16> {
 #else
   static constexpr double sums = 2;  // bfdot rounds to odd: a whole unit in the last place
 #endif
+  static constexpr double steps = 0;
 };
+#endif
+#if defined(HYMBA_DOT_INT16)
+template <>
+struct Rounding<Dot, std::int8_t> : Rounding<Dot, float> {
+  static constexpr double steps = 32767;
+};
+#elif HYMBA_DOT_BF16
 template <>
 struct Rounding<Dot, std::int8_t> : Rounding<Dot, bf16> {};
 #endif
@@ -176,6 +190,7 @@ struct Rounding<Amx, bf16> {
   // The largest score, and what it leaves of the exponent, are rounded once each.
   static constexpr double largest = 3 * unit_roundoff;
   static constexpr double sums = 1;
+  static constexpr double steps = 0;
 };
 template <>
 struct Rounding<Amx, std::int8_t> : Rounding<Amx, bf16> {};
@@ -203,6 +218,17 @@ bool dots_to_test() {
   return false;
 }
 
+/// The same for those that serve int8 caches.
+bool byte_dots_to_test() {
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
+  if (hymba::dot_available()) return true;
+  MESSAGE("this machine has no dot products: attention over bytes on them is not tested");
+#else
+  MESSAGE("not compiled for dot products: attention over bytes on them is not tested");
+#endif
+  return false;
+}
+
 /// Bound on the error of one output element; see the comments for where its parts come from.
 template <class Arch, class E>
 void compare(const AttentionShape& shape, const Matrix<float>& given, const AttentionSequence<E>& s,
@@ -223,13 +249,14 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
       const std::int64_t g = h * shape.kv_heads / shape.query_heads;
       const float* query = q.view().row(s.first_row + row) + h * dk;
       // Scores, the sums of their terms' magnitudes, and the values.
-      std::vector<double> score, size, value_scale;
+      std::vector<double> score, size, key_size, value_scale;
+      std::vector<std::int64_t> block;
       std::vector<const E*> values;
       for (int i = 0; i < s.segment_count; ++i) {
         const auto& part = s.segments[i];
         for (std::int64_t j = 0; j < part.count; ++j) {
           if (!shape.sees(s.first_position + row, part.first_position + j)) continue;
-          double sum = 0, magnitude = 0;
+          double sum = 0, magnitude = 0, key = 0;
           const auto by = part.template key_scale<double>(g, j);
           for (std::int64_t d = 0; d < dk; ++d) {
             const double product =
@@ -237,9 +264,12 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
                 static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d]));
             sum += product;
             magnitude += std::fabs(product);
+            key += std::fabs(by * static_cast<double>(static_cast<float>(part.keys[g * part.key_head_stride + j * dk + d])));
           }
           score.push_back(sum * static_cast<double>(shape.scale));
           size.push_back(magnitude * std::fabs(static_cast<double>(shape.scale)));
+          key_size.push_back(key * std::fabs(static_cast<double>(shape.scale)));
+          block.push_back((part.first_position + j) / 64);
           values.push_back(part.values + g * part.value_head_stride + j * dv);
           value_scale.push_back(part.template value_scale<double>(g, j));
         }
@@ -254,16 +284,29 @@ void compare(const AttentionShape& shape, const Matrix<float>& given, const Atte
                             Extra::largest * std::fabs(largest) + (hymba::scaled_rows<E> ? u : 0);
       double total = 0;
       for (const double x : score) total += std::exp(x - largest);
+      // Half a step, and a little for the rounding of what is rounded.
+      const double half_step = Extra::steps > 0 ? 0.51 / Extra::steps : 0;
+      double query_step = 0;
+      for (std::int64_t d = 0; d < dk; ++d) query_step = std::max(query_step, half_step * std::fabs(static_cast<double>(query[d])));
+      std::map<std::int64_t, double> heaviest;  // of a block's weights times their values' scales
+      for (std::size_t j = 0; j < score.size(); ++j) {
+        double& most = heaviest[block[j]];
+        most = std::max(most, std::exp(score[j] - largest) * value_scale[j]);
+      }
+      const double count_step = Extra::steps > 0 ? 0x1.02p-25 * static_cast<double>(score.size()) / total : 0;
       for (std::int64_t d = 0; d < dv; ++d) {
         double magnitude = 0, error = 0, all = 0;
         for (std::size_t j = 0; j < score.size(); ++j) {
           const double w = std::exp(score[j] - largest) / total,
-                       relative = hymba_test::gamma(Extra::sums * static_cast<double>(dk) + 5) * size[j] + shared;
+                       relative = hymba_test::gamma(Extra::sums * static_cast<double>(dk) + 5) * size[j] +
+                                  query_step * key_size[j] + shared;
           const double value = value_scale[j] * std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
           magnitude += w * value;
-          error += w * value * relative;
+          const double integer = std::fabs(static_cast<double>(static_cast<float>(values[j][d])));
+          error += w * value * relative + half_step * 1.02 * heaviest[block[j]] * integer / total;
           all += w * relative;
         }
+        all += count_step;
         const double result = std::fabs(want(s.first_row + row, h * dv + d));
         // Weights above the line, weights below it, and the two sums.
         const double bound = (error + all * result) / (1 - all) +
@@ -451,7 +494,7 @@ TEST_CASE("Attention in vectors against double, cache bf16") { check_all<hymba::
 TEST_CASE("Attention in plain loops against double, cache int8") { check_all<hymba::arch::scalar, std::int8_t>(); }
 TEST_CASE("Attention in vectors against double, cache int8") { check_all<hymba::arch::best, std::int8_t>(); }
 
-#if defined(HYMBA_AMX) || HYMBA_DOT_BF16
+#if defined(HYMBA_AMX) || HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
 namespace {
 template <class Arch, class E>
 void check_narrow() {
@@ -510,10 +553,30 @@ TEST_CASE("Attention on dot products of bf16 against double, cache bf16") {
   check_narrow<Dot, bf16>();
 #endif
 }
-TEST_CASE("Attention on dot products of bf16 against double, cache int8") {
-  if (!dots_to_test()) return;
-#if HYMBA_DOT_BF16
+TEST_CASE("Attention on dot products against double, cache int8") {
+  if (!byte_dots_to_test()) return;
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
   check_narrow<Dot, std::int8_t>();
+#endif
+}
+TEST_CASE("Attention on dot products: one token has the bits it has among others, cache int8") {
+  if (!byte_dots_to_test()) return;
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
+  // Widths of whole registers, and few rows or too many of them, to be computed otherwise than many tokens.
+  std::uint32_t seed = 3000;
+  for (const int heads : {1, 2, 3, 4, 5, 6, 7, 12}) {
+    check<Dot, std::int8_t>(shape_of(heads, 1, 32, 16, 40, 3), 100, 5, seed++);
+  }
+  for (const int dk : {16, 32, 64, 96}) {
+    for (const int dv : {8, 16, 32, 80, 128}) check<Dot, std::int8_t>(shape_of(5, 1, dk, dv, 0, 0), 70, 4, seed++);
+  }
+  for (const std::int64_t window : {1, 63, 64, 65, 513}) {
+    for (const std::int64_t pinned : {0, 1, 64, 530}) {
+      for (const std::int64_t first : {0, 1, 62, 64, 510, 512, 1030}) {
+        check<Dot, std::int8_t>(shape_of(4, 2, 32, 32, window, pinned), first, 4, seed++);
+      }
+    }
+  }
 #endif
 }
 TEST_CASE("Attention on dot products of bf16 is that of the base over other caches") {
@@ -537,7 +600,10 @@ TEST_CASE("Attention of a batch is that of its sequences alone, on any number of
   if (tiles_to_test()) check_batch<Amx, bf16>(), check_batch<Amx, std::int8_t>();
 #endif
 #if HYMBA_DOT_BF16
-  if (dots_to_test()) check_batch<Dot, bf16>(), check_batch<Dot, std::int8_t>();
+  if (dots_to_test()) check_batch<Dot, bf16>();
+#endif
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
+  if (byte_dots_to_test()) check_batch<Dot, std::int8_t>();
 #endif
 }
 
@@ -548,7 +614,10 @@ TEST_CASE("Attention with large scores neither overflows nor loses the largest")
   if (tiles_to_test()) check_large_scores<Amx, bf16>(), check_large_scores<Amx, std::int8_t>();
 #endif
 #if HYMBA_DOT_BF16
-  if (dots_to_test()) check_large_scores<Dot, bf16>(), check_large_scores<Dot, std::int8_t>();
+  if (dots_to_test()) check_large_scores<Dot, bf16>();
+#endif
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
+  if (byte_dots_to_test()) check_large_scores<Dot, std::int8_t>();
 #endif
 }
 
@@ -558,8 +627,8 @@ TEST_CASE("Attention over rows of zeros, and over one that was not finite, cache
 #if defined(HYMBA_AMX)
   if (tiles_to_test()) check_special_rows<Amx>();
 #endif
-#if HYMBA_DOT_BF16
-  if (dots_to_test()) check_special_rows<Dot>();
+#if HYMBA_DOT_BF16 || defined(HYMBA_DOT_INT16)
+  if (byte_dots_to_test()) check_special_rows<Dot>();
 #endif
 }
 

@@ -12,7 +12,7 @@
 #define HYMBA_VERSION_PATCH 0
 #define HYMBA_VERSION_STRING "0.1.0"
 
-// Whether arch::dot multiplies bf16 weights, and what attention reads from bf16 and int8 caches, on dot products of bf16
+// Whether arch::dot multiplies bf16 weights, and what attention reads from bf16 caches, on dot products of bf16
 // (vdpbf16ps, bfdot): 0 or 1, and 0 where the translation unit is compiled for none. Who knows better than the rule below
 // defines it, for all translation units alike. Zen 4 does twice as many operations a cycle with vdpbf16ps as with
 // multiply-adds of floats. On Intel's processors vdpbf16ps gains nothing: those from Sapphire Rapids on also have

@@ -24,11 +24,12 @@ struct simd {};
 template <class Base>
 struct amx {};
 
-/// Matrix products with int8 and int4 weights on dot products of bytes (AVX-512 VNNI, AVX-VNNI, AVX2, NEON) and, where
-/// HYMBA_DOT_BF16 (core/macros.hpp) is 1, with bf16 weights, and attention over bf16 and int8 caches, on dot products
-/// of bf16 (AVX-512 BF16, NEON); everything else as on `Base`. Beside bytes activations are rounded to signed bytes,
-/// and the products have the bits of arch::amx; on dot products of bf16 activations, or queries and softmax weights,
-/// are rounded to bf16. Needs kernels/dot/gemm.hpp, a translation unit compiled for one of them, and dot_available()
+/// Matrix products with int8 and int4 weights on dot products of bytes (AVX-512 VNNI, AVX-VNNI, AVX2, NEON), attention
+/// over int8 caches on those of 16-bit integers (but for NEON) and, where HYMBA_DOT_BF16 (core/macros.hpp) is 1, products
+/// with bf16 weights and attention over bf16 caches on those of bf16 (AVX-512 BF16; NEON over int8 caches too);
+/// everything else as on `Base`. Beside bytes activations are rounded to signed bytes, and the products have the bits of
+/// arch::amx; on dot products of bf16 activations, or queries and softmax weights, are rounded to bf16, on those of
+/// 16-bit integers queries and softmax weights to 16 bits. Needs kernels/dot/gemm.hpp, a translation unit compiled for one of them, and dot_available()
 /// (exec/dot.hpp) at run time.
 template <class Base>
 struct dot {};

@@ -670,6 +670,9 @@ HYMBA_ALWAYS_INLINE floats<A> exchange(const floats<A>& v) {
 /// The largest lane. NaN lanes: unspecified which operand wins.
 template <class A>
 HYMBA_ALWAYS_INLINE float max_lane(const floats<A>& v) {
+#if defined(__AVX512F__)
+  if constexpr (lanes<A> == 16) return _mm512_reduce_max_ps(v.data);
+#endif
   alignas(64) float all[static_cast<std::size_t>(lanes<A>)];
   v.store_aligned(all);
   for (std::int64_t half = lanes<A> / 2; half > 0; half /= 2) {

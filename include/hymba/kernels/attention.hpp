@@ -12,7 +12,9 @@
 #include <hymba/exec/simd.hpp>
 #include <hymba/kernels/attention_engine.hpp>
 #include <hymba/kernels/attention_shape.hpp>
+#include <hymba/kernels/memory_to_read.hpp>
 #include <hymba/kernels/static_dispatch.hpp>
+#include <hymba/kernels/transpose.hpp>
 #include <hymba/kernels/vector_math.hpp>
 
 #include <algorithm>
@@ -110,6 +112,10 @@ namespace detail {
 ///   Number, step            what is multiplied, and how many of them a lane takes at once: neighbours in the rows of
 ///                           queries and keys, neighbouring positions of weights and values
 ///   Operand                 a register of `step` numbers in every lane
+///   Sums, no_sums()         a register of sums of products, of nothing
+///   exact                   whether these are integers: the order of sums does not matter then. Queries and weights are
+///                           rounded to integers with a scale for each row
+///   floats(s)               sums as vectors of floats
 ///   load, store             such a register; floats may load any type that rows have
 ///   same(p)                 the `step` numbers at p, in every lane
 ///   pinned(v)               as simd::pinned
@@ -117,12 +123,22 @@ namespace detail {
 ///   row(p, n)               as many numbers of a row as a register has, of any type; zeros from the n-th on
 ///   columns(rows, d, n)     columns [d, d + lanes) of `step` rows, each lane those of one column; likewise
 ///   together(v)             the operand of `step` vectors of floats, rounded
+///
+/// and where it is exact
+///
+///   largest(width)          the largest integers that so many products with numbers of a row leave room for
+///   rounded(p, n, by)       as row(p, n) of floats, times `by` to the nearest integers
+///   integers(v)             a vector of floats to the nearest integers, as Sums; add(s, t) and total(s), of all lanes
 template <class Arch>
 struct AttentionFloats {
   using A = Arch;
   using Number = float;
   using Operand = simd::floats<A>;
+  using Sums = simd::floats<A>;
   static constexpr int step = 1;
+  static constexpr bool exact = false;
+  static HYMBA_ALWAYS_INLINE Sums no_sums() { return simd::zero<A>(); }
+  static HYMBA_ALWAYS_INLINE Sums floats(const Sums& sums) { return sums; }
 
   template <class T>
   static HYMBA_ALWAYS_INLINE Operand load(const T* from) {
@@ -156,6 +172,7 @@ struct AttentionInVectors {
   using A = typename Unit::A;
   using Number = typename Unit::Number;
   using Operand = typename Unit::Operand;
+  using Sums = typename Unit::Sums;
   static constexpr std::int64_t L = simd::lanes<A>;
   using V = simd::floats<A>;
   static constexpr bool wide = simd::registers<A> >= 32;
@@ -179,10 +196,13 @@ struct AttentionInVectors {
     Number* keys;         ///< [block][key stride], when they cannot be used in place
     Number* values;       ///< [block / step][value stride][step], the same
     std::byte* zeros;     ///< a row of them, in any format
-    float* key_scales;    ///< [block] where rows have scales
-    float* value_scales;  ///< [block], the same
+    float* key_scales;    ///< [block] where rows have scales, of a span where sums are exact
+    float* value_scales;  ///< the same
     float* position;      ///< [rows] relative to the task's first
     float* factor;        ///< [rows]
+    float* query_scales;  ///< [rows] where sums are exact
+    float* weight_scales; ///< [rows], the same
+    float* scores;        ///< the same: of one token, [value_rows][span], and a block's weights, Number [value_rows][block]
 
     constexpr Workspace(const AttentionShape& s, std::int64_t rows, AttentionMemory& memory)
         : queries(memory.take<Number>(rows * depth(s))),
@@ -190,10 +210,13 @@ struct AttentionInVectors {
           keys(memory.take<Number>(block * key_stride(s))),
           values(memory.take<Number>(block * attention_value_stride(s))),
           zeros(memory.take<std::byte>(zero_bytes(s))),
-          key_scales(memory.take<float>(block)),
-          value_scales(memory.take<float>(block)),
+          key_scales(memory.take<float>(Unit::exact ? attention_span : block)),
+          value_scales(memory.take<float>(Unit::exact ? attention_span : block)),
           position(memory.take<float>(rows)),
-          factor(memory.take<float>(rows)) {}
+          factor(memory.take<float>(rows)),
+          query_scales(memory.take<float>(Unit::exact ? rows : 0)),
+          weight_scales(memory.take<float>(Unit::exact ? rows : 0)),
+          scores(memory.take<float>(Unit::exact ? value_rows * (attention_span + block) : 0)) {}
     static constexpr std::int64_t zero_bytes(const AttentionShape& s) {
       return std::max(s.key_width, s.value_width) * static_cast<std::int64_t>(sizeof(float));
     }
@@ -219,6 +242,7 @@ struct AttentionInVectors {
         fetch(values + i * value_bytes, 0, split);
       }
     }
+    bool with_first_columns() const { return split < value_bytes; }
     HYMBA_ALWAYS_INLINE void with_values(std::int64_t row) const {
       fetch(values + row * value_bytes, split, value_bytes);
     }
@@ -227,13 +251,14 @@ struct AttentionInVectors {
   // --- Register tiles ------------------------------------------------------------------------------------------------
 
   /// Scores of `score_keys` keys against N vectors of rows: one multiply-add per element and step of d, in order, then
-  /// the scale, and those of the keys where they are Scaled.
+  /// the scale, those of the keys where they are Scaled, and those of the rows where they have some.
   template <int N, bool Scaled>
   static HYMBA_ALWAYS_INLINE void score_tile(const Number* const (&keys)[score_keys], float scale,
                                              [[maybe_unused]] const float* scales, std::int64_t width,
-                                             const Number* queries, float* scores) {
-    V sum[score_keys][N];
-    unrolled<score_keys>([&](auto i) { unrolled<N>([&](auto j) { sum[i][j] = simd::zero<A>(); }); });
+                                             const Number* queries, [[maybe_unused]] const float* query_scales,
+                                             float* scores) {
+    Sums sum[score_keys][N];
+    unrolled<score_keys>([&](auto i) { unrolled<N>([&](auto j) { sum[i][j] = Unit::no_sums(); }); });
     for (std::int64_t d = 0; d < width; d += step) {
       Operand q[N];
       unrolled<N>([&](auto j) { q[j] = Unit::pinned(Unit::load(queries + d * panel + j * L * step)); });
@@ -244,30 +269,75 @@ struct AttentionInVectors {
     }
     unrolled<score_keys>([&](auto i) {
       const V by(Scaled ? scale * scales[i] : scale);
-      unrolled<N>([&](auto j) { simd::store<A>(scores + i * panel + j * L, sum[i][j] * by); });
+      unrolled<N>([&](auto j) {
+        V score = Unit::floats(sum[i][j]) * by;
+        if constexpr (Unit::exact) score = score * simd::load<A>(query_scales + j * L);
+        simd::store<A>(scores + i * panel + j * L, score);
+      });
     });
   }
 
-  /// `out = out * factor + weights^T values` for R rows and N vectors of columns.
-  template <int R, int N, bool Fetch, class E>
-  static HYMBA_ALWAYS_INLINE void value_tile(const Number* weights, std::int64_t count, const E* values,
-                                             std::int64_t value_row, const float* factor, float* out,
-                                             std::int64_t out_row, const Ahead& ahead) {
-    V sum[R][N];
+  /// Values by position and column: copied as operands, or as they lie.
+  template <class E>
+  struct Copied {
+    const E* from;
+    std::int64_t stride;
+    HYMBA_ALWAYS_INLINE Operand operator()(std::int64_t position, std::int64_t column) const {
+      return Unit::load(from + position * stride + column * step);
+    }
+  };
+  template <class E>
+  struct Lying {
+    const E* const* rows;
+    HYMBA_ALWAYS_INLINE Operand operator()(std::int64_t position, std::int64_t column) const {
+      return Unit::columns(rows + position, column, L);
+    }
+  };
+  /// Weights of some rows: number `step` of position k and row r at from + k * position + r * row; and their scales,
+  /// where sums are exact.
+  struct Weights {
+    const Number* from;
+    std::int64_t position, row;
+    const float* scales;
+    Weights rows_from(std::int64_t r) const { return {from + r * row, position, row, scales + r}; }
+  };
+
+  /// `out = out * factor + weights^T values` for R rows and N vectors of columns from `column`.
+  template <int R, int N, bool Fetch, class Values, class Fetched>
+  static HYMBA_ALWAYS_INLINE void value_tile(const Weights& weights, std::int64_t count, const Values& values,
+                                             std::int64_t column, const float* factor, float* out,
+                                             std::int64_t out_row, const Fetched& ahead) {
+    Sums sum[R][N];
     unrolled<R>([&](auto i) {
-      const V f(factor[i]);
-      unrolled<N>([&](auto j) { sum[i][j] = simd::load<A>(out + i * out_row + j * L) * f; });
+      [[maybe_unused]] const V f(factor[i]);
+      unrolled<N>([&](auto j) {
+        if constexpr (Unit::exact) {
+          sum[i][j] = Unit::no_sums();
+        } else {
+          sum[i][j] = simd::load<A>(out + i * out_row + column + j * L) * f;
+        }
+      });
     });
     for (std::int64_t k = 0; k < count; k += step) {
-      if constexpr (Fetch) ahead.with_values(k);
+      if constexpr (Fetch) unrolled<step>([&](auto i) { ahead.with_values(k + i); });
       Operand v[N];
-      unrolled<N>([&](auto j) { v[j] = Unit::pinned(Unit::load(values + k * value_row + j * L * step)); });
+      unrolled<N>([&](auto j) { v[j] = Unit::pinned(values(k, column + j * L)); });
       unrolled<R>([&](auto i) {
-        const Operand w = Unit::same(weights + k * panel + i * step);
+        const Operand w = Unit::same(weights.from + k * weights.position + i * weights.row);
         unrolled<N>([&](auto j) { sum[i][j] = Unit::multiply_add(w, v[j], sum[i][j]); });
       });
     }
-    unrolled<R>([&](auto i) { unrolled<N>([&](auto j) { simd::store<A>(out + i * out_row + j * L, sum[i][j]); }); });
+    unrolled<R>([&](auto i) {
+      unrolled<N>([&](auto j) {
+        float* const to = out + i * out_row + column + j * L;
+        if constexpr (Unit::exact) {
+          simd::store<A>(to, simd::fma<A>(Unit::floats(sum[i][j]), V(weights.scales[i]),
+                                          simd::load<A>(to) * V(factor[i])));
+        } else {
+          simd::store<A>(to, sum[i][j]);
+        }
+      });
+    });
   }
 
   // --- One panel of rows against one block of positions --------------------------------------------------------------
@@ -275,8 +345,8 @@ struct AttentionInVectors {
   /// weights[k][r] = score of key k and row r, for `vectors` vectors of rows.
   template <bool Scaled>
   static void scores(const Number* keys, std::int64_t stride, float scale, const float* scales, std::int64_t count,
-                     std::int64_t width, const Number* queries, std::int64_t vectors, float* weights,
-                     const Ahead& ahead) {
+                     std::int64_t width, const Number* queries, const float* query_scales, std::int64_t vectors,
+                     float* weights, const Ahead& ahead) {
     for (std::int64_t v = 0; v < vectors; v += score_vectors) {
       for (std::int64_t k = 0; k < count; k += score_keys) {
         ahead.with_scores(k);
@@ -287,13 +357,13 @@ struct AttentionInVectors {
         float* const to = weights + k * panel + v * L;
         switch (vectors - v) {
           case 1:
-            score_tile<1, Scaled>(rows, scale, scales + k, width, q, to);
+            score_tile<1, Scaled>(rows, scale, scales + k, width, q, query_scales + v * L, to);
             break;
           case 2:
-            score_tile<2, Scaled>(rows, scale, scales + k, width, q, to);
+            score_tile<2, Scaled>(rows, scale, scales + k, width, q, query_scales + v * L, to);
             break;
           default:
-            score_tile<3, Scaled>(rows, scale, scales + k, width, q, to);
+            score_tile<3, Scaled>(rows, scale, scales + k, width, q, query_scales + v * L, to);
             break;
         }
       }
@@ -346,62 +416,280 @@ struct AttentionInVectors {
     }
   }
 
-  template <int N, bool Fetch, class E>
-  static void weighted_sum_columns(const Number* weights, std::int64_t count, std::int64_t rows, const E* values,
-                                   std::int64_t value_row, const float* factor, float* out, std::int64_t out_row,
-                                   const Ahead& ahead) {
+  /// The same where sums are exact: weights become integers, each row's with a scale of its own.
+  template <bool Scaled>
+  static void softmax_exact(std::int64_t count, std::int64_t vectors, [[maybe_unused]] const float* scales,
+                            float* weights, float* largest, float* sum, float* factor, float* weight_scales) {
+    for (std::int64_t v = 0; v < vectors; ++v) {
+      float* const at = weights + v * L;
+      const V before = simd::load<A>(largest + v * L);
+      V most = before;
+      for (std::int64_t k = 0; k < count; ++k) most = simd::max<A>(most, simd::load<A>(at + k * panel));
+      ExactWeights all;
+      for (std::int64_t k = 0; k < count; ++k) {
+        const V scale(Scaled ? scales[k] : 1.0f);
+        simd::store<A>(at + k * panel, all.template weight<Scaled>(simd::load<A>(at + k * panel) - most, scale));
+      }
+      const V by = all.integers();
+      Number* const to = reinterpret_cast<Number*>(weights) + v * L * step;
+      for (std::int64_t k = 0; k < count; k += step) {
+        V w[step];
+        unrolled<step>([&](auto i) { w[i] = simd::load<A>(at + (k + i) * panel) * by; });
+        Unit::store(to + k * panel, Unit::together(w));
+      }
+      const V shrink = simd::exp2_nonpositive<A>(before - most);
+      simd::store<A>(largest + v * L, most);
+      simd::store<A>(sum + v * L, add_total(simd::load<A>(sum + v * L), shrink, Unit::floats(all.total)));
+      simd::store<A>(factor + v * L, shrink);
+      simd::store<A>(weight_scales + v * L, all.scale());
+    }
+  }
+  // What a row's weights and their sum are, however its scores lie. The sum counts in units of 2^-24: a block's 64
+  // weights of at most 1 fit, and what rounding leaves out is nothing beside the sum, which a weight of 1 is in.
+  static constexpr float largest_weight = 32767.0f, exact_one = 0x1p24f;
+  struct ExactWeights {
+    Sums total = Unit::no_sums();
+    V heaviest = simd::zero<A>();
+    V lost = simd::zero<A>();  ///< not a number once a weight was not finite: integers would not show it
+
+    /// 2^score, which is not positive; times the value's scale.
+    template <bool Scaled>
+    HYMBA_ALWAYS_INLINE V weight(const V& score, const V& scale) {
+      V w = simd::exp2_nonpositive<A>(score);
+      total = Unit::add(total, Unit::integers(w * V(exact_one)));
+      if constexpr (Scaled) w = w * scale;
+      heaviest = simd::max<A>(heaviest, w);
+      lost = simd::fma<A>(w, simd::zero<A>(), lost);
+      return w;
+    }
+    /// What makes integers of weights; zero where they are nothing.
+    HYMBA_ALWAYS_INLINE V integers() const {
+      return xsimd::select(heaviest > V(0x1p-112f), V(largest_weight) / heaviest, simd::zero<A>());
+    }
+    HYMBA_ALWAYS_INLINE V scale() const { return simd::fma<A>(heaviest, V(1.0f / largest_weight), lost); }
+  };
+  static HYMBA_ALWAYS_INLINE V add_total(const V& sum, const V& shrink, const V& total) {
+    return simd::fma<A>(sum, shrink, total * V(1.0f / exact_one));
+  }
+
+  template <int N, bool Fetch, class Values, class Fetched>
+  static void weighted_sum_columns(const Weights& weights, std::int64_t count, std::int64_t rows, const Values& values,
+                                   std::int64_t column, const float* factor, float* out, std::int64_t out_row,
+                                   const Fetched& ahead) {
     std::int64_t r = 0;
     for (; r + value_rows <= rows; r += value_rows) {
-      value_tile<value_rows, N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row,
+      value_tile<value_rows, N, Fetch>(weights.rows_from(r), count, values, column, factor + r, out + r * out_row,
                                        out_row, ahead);
     }
     with_static<1, 2, 3, 4, 5>(rows - r, [&](auto rest) {
       if constexpr (rest() > 0) {
-        value_tile<rest(), N, Fetch>(weights + r * step, count, values, value_row, factor + r, out + r * out_row,
+        value_tile<rest(), N, Fetch>(weights.rows_from(r), count, values, column, factor + r, out + r * out_row,
                                      out_row, ahead);
       }
     });
   }
   /// out = out * factor + weights^T values, for `rows` rows.
-  template <class E>
-  static void weighted_sum(const Number* weights, std::int64_t count, std::int64_t rows, const E* values,
-                           std::int64_t value_row, std::int64_t vectors, const float* factor, float* out,
-                           std::int64_t out_row, const Ahead& ahead) {
+  template <class Values, class Fetched>
+  static void weighted_sum(const Weights& weights, std::int64_t count, std::int64_t rows, const Values& values,
+                           std::int64_t vectors, const float* factor, float* out, std::int64_t out_row,
+                           const Fetched& ahead) {
     std::int64_t v = 0;
-    if (ahead.split < ahead.value_bytes && vectors >= value_vectors) {
-      weighted_sum_columns<value_vectors, true>(weights, count, rows, values, value_row, factor, out, out_row, ahead);
+    if (ahead.with_first_columns() && vectors >= value_vectors) {
+      weighted_sum_columns<value_vectors, true>(weights, count, rows, values, 0, factor, out, out_row, ahead);
       v += value_vectors;
     }
     for (; v + value_vectors <= vectors; v += value_vectors) {
-      weighted_sum_columns<value_vectors, false>(weights, count, rows, values + v * L * step, value_row, factor,
-                                                 out + v * L, out_row, ahead);
+      weighted_sum_columns<value_vectors, false>(weights, count, rows, values, v * L, factor, out, out_row, ahead);
     }
     if constexpr (value_vectors > 2) {
       if (v + 2 <= vectors) {
-        weighted_sum_columns<2, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
-                                       out_row, ahead);
+        weighted_sum_columns<2, false>(weights, count, rows, values, v * L, factor, out, out_row, ahead);
         v += 2;
       }
     }
     if (v < vectors) {
-      weighted_sum_columns<1, false>(weights, count, rows, values + v * L * step, value_row, factor, out + v * L,
-                                     out_row, ahead);
+      weighted_sum_columns<1, false>(weights, count, rows, values, v * L, factor, out, out_row, ahead);
+    }
+  }
+
+  /// What is visible of the block of positions at `b`, in whole steps at multiples of their size: sums do not depend on
+  /// where a task begins to see.
+  struct BlockOfPositions {
+    std::int64_t first = 0, count = 0;  ///< count <= 0: nothing
+    BlockOfPositions() = default;
+    BlockOfPositions(const AttentionVisible& visible, std::int64_t b) {
+      std::int64_t a = b, c = b + block;
+      visible.clip(a, c);
+      if (a >= c) return;
+      first = a / step * step;
+      count = round_up(c, step) - first;
+    }
+  };
+
+  // --- One token, where sums are exact -------------------------------------------------------------------------------
+  //
+  // Its few rows would leave most lanes empty. As sums come out the same in any order, here lanes run along the keys'
+  // columns, for weights along positions, and keys and values are used as they lie in the cache.
+
+  /// Whether a task is one token of few rows, and all columns whole registers.
+  template <class E>
+  static bool one_token(const AttentionTask<E>& t) {
+    return Unit::exact && t.tokens == 1 && t.rows() <= value_rows && t.shape.key_width % (L * step) == 0 &&
+           t.shape.value_width % L == 0;
+  }
+
+  /// What will be read after a row, into the second-level cache: as far on as products of few tokens fetch it.
+  template <class E>
+  static HYMBA_ALWAYS_INLINE void fetch_ahead(const E* row, std::int64_t width) {
+    const char* const from = reinterpret_cast<const char*>(row) + 2 * fetched_ahead;
+    for (std::int64_t at = 0; at < width * static_cast<std::int64_t>(sizeof(E)); at += 64) simd::prefetch<2>(from + at);
+  }
+  /// What follows values, fetched with the first columns of them.
+  template <class E>
+  struct ValuesAhead {
+    const E* const* rows;
+    std::int64_t width;
+    static constexpr bool with_first_columns() { return true; }
+    HYMBA_ALWAYS_INLINE void with_values(std::int64_t k) const { fetch_ahead(rows[k], width); }
+  };
+
+  /// to[r * stride + k] = score of row r and key k, for R rows; keys past the end repeat the last one.
+  template <int R, bool Scaled, class E>
+  static HYMBA_NEVER_INLINE void scores_of_one(const E* const* keys, float scale, [[maybe_unused]] const float* scales,
+                                               std::int64_t count, std::int64_t width, const Number* queries,
+                                               const float* query_scales, float* to, std::int64_t stride) {
+    for (std::int64_t k = 0; k < count; k += L) {
+      Sums quads[R][L / 4];
+      for (std::int64_t q = 0; q < L / 4; ++q) {
+        const E* row[4];
+        for (std::int64_t i = 0; i < 4; ++i) row[i] = keys[std::min(k + 4 * q + i, count - 1)];
+        for (const E* const key : row) fetch_ahead(key, width);
+        Sums sum[R][4];
+        unrolled<R>([&](auto r) { unrolled<4>([&](auto i) { sum[r][i] = Unit::no_sums(); }); });
+        for (std::int64_t d = 0; d < width; d += L * step) {
+          Operand key[4];
+          unrolled<4>([&](auto i) { key[i] = Unit::row(row[i] + d, L * step); });
+          unrolled<R>([&](auto r) {
+            const Operand x = Unit::load(queries + r * width + d);
+            unrolled<4>([&](auto i) { sum[r][i] = Unit::multiply_add(key[i], x, sum[r][i]); });
+          });
+        }
+        unrolled<R>([&](auto r) { quads[r][q] = fold_to_quads(sum[r]); });
+      }
+      const V by = Scaled ? V(scale) * simd::load<A>(scales + k) : V(scale);
+      unrolled<R>([&](auto r) {
+        simd::store<A>(to + r * stride + k, Unit::floats(fold_quads(quads[r])) * by * V(query_scales[r]));
+      });
+    }
+  }
+
+  /// As softmax_exact for one row: scores [block] to weights, as many integers.
+  template <bool Scaled>
+  static void softmax_of_one(std::int64_t count, [[maybe_unused]] const float* scales, float* scores, float& largest,
+                             float& sum, float& factor, float& weight_scale, Number* weights) {
+    const std::int64_t end = round_up(count, L);
+    std::fill(scores + count, scores + end, -std::numeric_limits<float>::infinity());
+    const V before(largest);
+    V most = before;
+    for (std::int64_t k = 0; k < end; k += L) most = simd::max<A>(most, simd::load<A>(scores + k));
+    most = V(largest = simd::max_lane<A>(most));
+    ExactWeights all;
+    for (std::int64_t k = 0; k < end; k += L) {
+      const V scale = Scaled ? simd::load<A>(scales + k) : V(1.0f);
+      simd::store<A>(scores + k, all.template weight<Scaled>(simd::load<A>(scores + k) - most, scale));
+    }
+    all.heaviest = V(simd::max_lane<A>(all.heaviest));
+    all.lost = V(simd::sum<A>(all.lost));
+    const V by = all.integers();
+    for (std::int64_t k = 0; k < end; k += L * step) Unit::store(weights + k, Unit::rounded(scores + k, end - k, by));
+    const V shrink = simd::exp2_nonpositive<A>(before - most);
+    simd::store_partial<A>(&sum, add_total(V(sum), shrink, V(Unit::total(all.total))), 1);
+    simd::store_partial<A>(&factor, shrink, 1);
+    simd::store_partial<A>(&weight_scale, all.scale(), 1);
+  }
+
+  /// attend() for a task that is one_token. All keys of the span, then all its values: memory that is read from end to
+  /// end, where a block's keys and values in turn would be pages that the processor does not expect.
+  template <class E>
+  static void attend_of_one(const AttentionTask<E>& t, const Workspace& w, const AttentionVisible& visible,
+                            std::int64_t start, const AttentionPartial& to) {
+    const AttentionShape& shape = t.shape;
+    const float scale = shape.scale * log2_e;
+    constexpr bool scaled = scaled_rows<E>;
+    constexpr std::int64_t most_blocks = attention_span / block;
+    const std::int64_t rows = t.rows();
+    Number* const weights = reinterpret_cast<Number*>(w.scores + value_rows * attention_span);
+    const E* at[block];
+    BlockOfPositions blocks[most_blocks];
+    std::int64_t n = 0;
+    for (std::int64_t b = start; b < start + attention_span && b <= visible.last; b += block) {
+      const BlockOfPositions here(visible, b);
+      if (here.count <= 0) continue;
+      blocks[n] = here;
+      find_rows(t.sequence, here.first, here.count, [&](const auto& s, std::int64_t j) { return t.keys(s, j); }, w, at);
+      gather_scales(t, here.first, here.count, w.key_scales + n * block, w.value_scales + n * block);
+      with_static<1, 2, 3, 4, 5>(rows, [&](auto r) {
+        constexpr int R = r() > 0 ? r() : value_rows;
+        scores_of_one<R, scaled>(at, scale, w.key_scales + n * block, here.count, shape.key_width, w.queries,
+                                 w.query_scales, w.scores + n * block, attention_span);
+      });
+      ++n;
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t a = blocks[i].first, count = blocks[i].count;
+      // Positions at either end that only fill a step are hidden, as are those between what is pinned and the window.
+      const bool some_hidden = a + count - 1 > visible.first || (a < visible.low && a + count > shape.pinned);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        float* const scores = w.scores + r * attention_span + i * block;
+        for (std::int64_t k = 0; some_hidden && k < count; ++k) {
+          if (!shape.sees(visible.first, a + k)) scores[k] = -std::numeric_limits<float>::infinity();
+        }
+        softmax_of_one<scaled>(count, w.value_scales + i * block, scores, to.largest[r], to.sum[r], w.factor[r],
+                               w.weight_scales[r], weights + r * block);
+      }
+      find_rows(t.sequence, a, count, [&](const auto& s, std::int64_t j) { return t.values(s, j); }, w, at);
+      weighted_sum(Weights{weights, 1, block, w.weight_scales}, count, rows, Lying<E>{at}, shape.value_width / L,
+                   w.factor, to.values, attention_value_stride(shape), ValuesAhead<E>{at, shape.value_width});
     }
   }
 
   // --- Parts of a task -----------------------------------------------------------------------------------------------
 
-  /// Queries transposed, the rows' positions, and the row of zeros.
+  static constexpr float log2_e = 1.44269504f;
+
+  /// Queries, transposed unless they are of one_token, the rows' positions, and the row of zeros.
   template <class E>
   static void prepare(const AttentionTask<E>& t, MatrixView<const float> q, const Workspace& w) {
     const std::int64_t width = t.shape.key_width, r = attention_group(t.shape), rows = t.rows();
+    const bool one = one_token(t);
     for (std::int64_t row = 0; row < round_up(rows, L); ++row) {
       Number* const to = w.queries + row / panel * panel * depth(t.shape) + row % panel * step;
       const float* const from =
           row < rows ? q.row(t.sequence.first_row + t.token + row / r) + (t.head * r + row % r) * width : nullptr;
+      [[maybe_unused]] V by(0.0f);
+      if constexpr (Unit::exact) {
+        float most = 0, lost = 0;
+        for (std::int64_t d = 0; from != nullptr && d < width; ++d) {
+          most = std::max(most, std::fabs(from[d]));
+          lost += from[d] * 0.0f;  // not a number once one was not finite
+        }
+        const float integers = Unit::largest(width);
+        by = V(most > 0x1p-112f ? integers / most : 0.0f);
+        w.query_scales[row] = most / integers + lost;
+      }
       for (std::int64_t d = 0; d < width; d += L * step) {
         alignas(64) Number some[L * step] = {};
-        if (from != nullptr) Unit::store(some, Unit::row(from + d, width - d));
+        if (from != nullptr) {
+          if constexpr (Unit::exact) {
+            Unit::store(some, Unit::rounded(from + d, width - d, by));
+          } else {
+            Unit::store(some, Unit::row(from + d, width - d));
+          }
+        }
+        if (one) {
+          if (row < rows) std::copy_n(some, L * step, w.queries + row * width + d);
+          continue;
+        }
         const std::int64_t end = std::min(L * step, depth(t.shape) - d);
         for (std::int64_t i = 0; i < end; i += step) std::copy_n(some + i, step, to + (d + i) * panel);
       }
@@ -416,6 +704,10 @@ struct AttentionInVectors {
   template <class E, class Rows>
   static void find_rows(const AttentionSequence<E>& sequence, std::int64_t first, std::int64_t count, Rows&& rows,
                         const Workspace& w, const E* (&at)[block]) {
+    if (const KeyValueSegment<E>* const all = sequence.holder(first, count); all != nullptr) {
+      for (std::int64_t j = 0; j < count; ++j) at[j] = rows(*all, first + j);
+      return;
+    }
     std::fill_n(at, count, reinterpret_cast<const E*>(w.zeros));
     for (int i = 0; i < sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = sequence.segments[i];
@@ -443,17 +735,19 @@ struct AttentionInVectors {
 
   /// The scales of positions [first, first + count) as floats; zeros for those in no segment, as for their numbers.
   template <class E>
-  static void gather_scales(const AttentionTask<E>& t, std::int64_t first, std::int64_t count, const Workspace& w) {
+  static void gather_scales([[maybe_unused]] const AttentionTask<E>& t, [[maybe_unused]] std::int64_t first,
+                            [[maybe_unused]] std::int64_t count, [[maybe_unused]] float* keys,
+                            [[maybe_unused]] float* values) {
     if constexpr (scaled_rows<E>) {
-      std::fill_n(w.key_scales, block, 0.0f);
-      std::fill_n(w.value_scales, block, 0.0f);
+      std::fill_n(keys, block, 0.0f);
+      std::fill_n(values, block, 0.0f);
       for (int i = 0; i < t.sequence.segment_count; ++i) {
         const KeyValueSegment<E>& s = t.sequence.segments[i];
         const std::int64_t a = std::max(first, s.first_position);
         const std::int64_t c = std::min(first + count, s.first_position + s.count);
         if (a >= c) continue;
-        widen(t.key_scales(s, a), c - a, w.key_scales + (a - first));
-        widen(t.value_scales(s, a), c - a, w.value_scales + (a - first));
+        widen(t.key_scales(s, a), c - a, keys + (a - first));
+        widen(t.value_scales(s, a), c - a, values + (a - first));
       }
     }
   }
@@ -487,21 +781,21 @@ struct AttentionInVectors {
                      const AttentionPartial& to) {
     const AttentionShape& shape = t.shape;
     const std::int64_t rows = t.rows(), r = attention_group(shape), value_stride = attention_value_stride(shape);
-    const float scale = shape.scale * 1.44269504f;  // scores in units of log2
+    const float scale = shape.scale * log2_e;  // scores in units of log2
     const std::int64_t columns = (shape.value_width + L - 1) / L;
     std::fill_n(to.largest, round_up(rows, L), attention_lowest);
     std::fill_n(to.sum, round_up(rows, L), 0.0f);
     std::fill_n(to.values, rows * value_stride, 0.0f);
+    if constexpr (Unit::exact) {
+      if (one_token(t)) return attend_of_one(t, w, visible, start, to);
+    }
     for (std::int64_t b = start; b < start + attention_span && b <= visible.last; b += block) {
-      std::int64_t a = b, c = b + block;
-      visible.clip(a, c);
-      if (a >= c) continue;
-      // Whole steps, at multiples of their size: sums do not depend on where a task begins to see.
-      a = a / step * step;
-      c = round_up(c, step);
+      const BlockOfPositions seen(visible, b);
+      if (seen.count <= 0) continue;
+      const std::int64_t a = seen.first, c = a + seen.count;
       // A few rows read a block once: straight from the cache where it lies in one piece, and as it is multiplied. More
       // rows read it often: from a copy that stays near.
-      const KeyValueSegment<E>* const in_place = rows <= value_rows ? t.holder(a, c - a) : nullptr;
+      const KeyValueSegment<E>* const in_place = rows <= value_rows ? t.sequence.holder(a, c - a) : nullptr;
       const E* at[block];
       const Number* keys = nullptr;
       std::int64_t stride = key_stride(shape);
@@ -523,7 +817,7 @@ struct AttentionInVectors {
         find_rows(t.sequence, a, c - a, [&](const auto& s, std::int64_t j) { return t.values(s, j); }, w, at);
         copy_values(at, c - a, shape, w.values);
       }
-      gather_scales(t, a, c - a, w);
+      gather_scales(t, a, c - a, w.key_scales, w.value_scales);
       Ahead ahead = next_block(t, b, direct != nullptr);
       for (std::int64_t p = 0; p < rows; p += panel) {
         const std::int64_t here = std::min(panel, rows - p), vectors = (here + L - 1) / L;
@@ -532,21 +826,27 @@ struct AttentionInVectors {
         const bool in_window = shape.window == 0 || c - 1 >= first - shape.window || a < shape.pinned;
         if (count <= 0 || !in_window) continue;
         scores<scaled_rows<E>>(keys, stride, scale, w.key_scales, count, shape.key_width,
-                               w.queries + p * depth(shape), vectors, w.weights, ahead);
+                               w.queries + p * depth(shape), w.query_scales + p, vectors, w.weights, ahead);
         const bool all_old = a + count - 1 <= first;
         const bool all_near = shape.window == 0 || a >= last - shape.window || a + count <= shape.pinned;
         if (!all_old || !all_near) mask(shape, visible.first, a, count, w.position + p, vectors, w.weights);
-        softmax<scaled_rows<E>>(count, vectors, w.value_scales, w.weights, to.largest + p, to.sum + p, w.factor + p);
+        if constexpr (Unit::exact) {
+          softmax_exact<scaled_rows<E>>(count, vectors, w.value_scales, w.weights, to.largest + p, to.sum + p,
+                                        w.factor + p, w.weight_scales + p);
+        } else {
+          softmax<scaled_rows<E>>(count, vectors, w.value_scales, w.weights, to.largest + p, to.sum + p, w.factor + p);
+        }
         float* const sums = to.values + p * value_stride;
-        const Number* const weights = reinterpret_cast<const Number*>(w.weights);
+        const Weights weights{reinterpret_cast<const Number*>(w.weights), panel, step, w.weight_scales + p};
         if constexpr (step == 1) {
           if (direct != nullptr) {
-            weighted_sum(weights, count, here, direct, shape.value_width, columns, w.factor + p, sums, value_stride,
-                         ahead);
+            weighted_sum(weights, count, here, Copied<E>{direct, shape.value_width}, columns, w.factor + p, sums,
+                         value_stride, ahead);
           }
         }
         if (direct == nullptr) {
-          weighted_sum(weights, count, here, w.values, value_stride, columns, w.factor + p, sums, value_stride, ahead);
+          weighted_sum(weights, count, here, Copied<Number>{w.values, value_stride}, columns, w.factor + p, sums,
+                       value_stride, ahead);
         }
         ahead = Ahead{};
       }

@@ -82,14 +82,6 @@ struct AttentionTask {
     return AttentionVisible(shape, first, first + tokens - 1);
   }
 
-  /// The segment that holds all of [from, from + count), or null.
-  const KeyValueSegment<E>* holder(std::int64_t from, std::int64_t count) const {
-    for (int i = 0; i < sequence.segment_count; ++i) {
-      const KeyValueSegment<E>& s = sequence.segments[i];
-      if (from >= s.first_position && from + count <= s.first_position + s.count) return &s;
-    }
-    return nullptr;
-  }
   /// Rows of the task's head from `position` on, which `s` holds.
   const E* keys(const KeyValueSegment<E>& s, std::int64_t position) const {
     return s.keys + head * s.key_head_stride + (position - s.first_position) * shape.key_width;

@@ -70,5 +70,14 @@ struct AttentionSequence {
   std::int64_t first_position = 0;
   KeyValueSegment<E> segments[4];
   int segment_count = 0;
+
+  /// The segment that holds all of [from, from + count), or null.
+  const KeyValueSegment<E>* holder(std::int64_t from, std::int64_t count) const {
+    for (int i = 0; i < segment_count; ++i) {
+      const KeyValueSegment<E>& s = segments[i];
+      if (from >= s.first_position && from + count <= s.first_position + s.count) return &s;
+    }
+    return nullptr;
+  }
 };
 HYMBA_NAMESPACE_END

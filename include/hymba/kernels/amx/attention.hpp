@@ -133,7 +133,7 @@ struct AttentionTiles {
   /// zeros for those in no segment, which nobody sees and which are multiplied by zero.
   template <class E, class Rows>
   static const E* rows_at(const AttentionTask<E>& t, std::int64_t first, std::int64_t width, Rows&& rows, E* gathered) {
-    if (const KeyValueSegment<E>* const s = t.holder(first, step)) return rows(*s, first);
+    if (const KeyValueSegment<E>* const s = t.sequence.holder(first, step)) return rows(*s, first);
     std::fill_n(gathered, step * width, E());
     for (int i = 0; i < t.sequence.segment_count; ++i) {
       const KeyValueSegment<E>& s = t.sequence.segments[i];
@@ -210,11 +210,11 @@ struct AttentionTiles {
       return next.head < task.shape.kv_heads ? keys(next, next_first + over, tile_rows) : Ahead();
     }
     static Ahead keys(const AttentionTask<E>& t, std::int64_t at, std::int64_t parts) {
-      const KeyValueSegment<E>* const s = t.holder(at, step);
+      const KeyValueSegment<E>* const s = t.sequence.holder(at, step);
       return s != nullptr ? Ahead(t.keys(*s, at), t.shape.key_width, t.shape.key_width, parts) : Ahead();
     }
     Ahead values(std::int64_t at, std::int64_t column, std::int64_t parts) const {
-      const KeyValueSegment<E>* const s = task.holder(at, step);
+      const KeyValueSegment<E>* const s = task.sequence.holder(at, step);
       const std::int64_t width = task.shape.value_width;
       const std::int64_t count = std::min(columns * tile_rows, width - column * tile_rows);
       return s != nullptr ? Ahead(task.values(*s, at) + column * tile_rows, width, count, parts) : Ahead();

@@ -1,84 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// op::Attention over bf16 and int8 caches on dot products of bf16, for prefill and decode.
+// op::Attention on dot products: over int8 caches on those of 16-bit integers, over bf16 ones on those of bf16.
 #pragma once
 
-#include <hymba/core/macros.hpp>
-
-#if HYMBA_DOT_BF16
-
 #include <hymba/core/cached_row.hpp>
+#include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
+#include <hymba/core/view.hpp>
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/kernel.hpp>
-#include <hymba/exec/simd.hpp>
 #include <hymba/kernels/attention.hpp>
 #include <hymba/kernels/attention_engine.hpp>
-#include <hymba/kernels/dot/bf16_unit.hpp>
+#include <hymba/kernels/dot/attention_bf16.hpp>
+#include <hymba/kernels/dot/int16_unit.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
+#if defined(HYMBA_DOT)
+
 namespace detail::dot {
 
-/// Dot products of bf16 as a unit of AttentionInVectors (kernels/attention.hpp): queries, keys, values and weights in
-/// bf16, pairs of them in a lane; scores, softmax and sums in single precision. Keys of a bf16 cache are operands as
-/// they lie; two rows of values are interleaved. Signed bytes are bf16 exactly.
-struct AttentionBf16 {
-  using A = Bf16Unit::A;
-  using Number = bf16;
-  using Operand = Bf16Unit::Vector;
-  using Sums = Bf16Unit::Sums;
-  static constexpr int step = 2;
-  static constexpr std::int64_t L = Bf16Unit::lanes;
-
-  static HYMBA_ALWAYS_INLINE Operand load(const bf16* from) { return Bf16Unit::load(from); }
-  static HYMBA_ALWAYS_INLINE void store(bf16* to, Operand v) { Bf16Unit::store(to, v); }
-  static HYMBA_ALWAYS_INLINE Operand same(const bf16* two) { return Bf16Unit::same(two); }
-  static HYMBA_ALWAYS_INLINE Operand pinned(Operand v) { return Bf16Unit::pinned(v); }
-  static HYMBA_ALWAYS_INLINE Sums multiply_add(Operand a, Operand b, const Sums& sums) {
-    return Bf16Unit::multiply_add(a, b, sums);
-  }
-  template <class T>
-  static HYMBA_ALWAYS_INLINE Operand row(const T* from, std::int64_t count) {
-    if constexpr (scaled_rows<T>) {
-      return Bf16Unit::round(floats(from, count), count > L ? floats(from + L, count - L) : Bf16Unit::no_sums());
-    } else {
-      return count >= 2 * L ? Bf16Unit::load(from) : Bf16Unit::load_partial(from, count);
-    }
-  }
-  template <class T>
-  static HYMBA_ALWAYS_INLINE Operand columns(const T* const* rows, std::int64_t d, std::int64_t count) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      if (count >= L) return Bf16Unit::neighbours(rows[0] + d, rows[1] + d);
-    }
-    return together({floats(rows[0] + d, count), floats(rows[1] + d, count)});
-  }
-  static HYMBA_ALWAYS_INLINE Operand together(const Sums (&v)[2]) {
-    return Bf16Unit::interleave(Bf16Unit::round(v[0], v[1]));
-  }
-
- private:
-  /// L numbers of a row, zeros from the `count`-th on.
-  template <class T>
-  static HYMBA_ALWAYS_INLINE Sums floats(const T* from, std::int64_t count) {
-    return count >= L ? simd::load<A>(from) : simd::load_partial<A>(from, count);
-  }
+/// What attention over rows of E runs on: a kernel for op::Attention.
+template <class E, class Base>
+struct AttentionOver {
+  using type = kernel_for<op::Attention, Base>;
 };
+#if HYMBA_DOT_BF16
+template <class Base>
+struct AttentionOver<bf16, Base> {
+  using type = AttentionEngine<AttentionBf16::A, AttentionInVectors<AttentionBf16>>;
+};
+#endif
+#if defined(HYMBA_DOT_INT16)
+template <class Base>
+struct AttentionOver<std::int8_t, Base> {
+  using type = AttentionEngine<AttentionInt16::A, AttentionInVectors<AttentionInt16>>;
+};
+#elif HYMBA_DOT_BF16
+template <class Base>
+struct AttentionOver<std::int8_t, Base> : AttentionOver<bf16, Base> {};
+#endif
 
 }  // namespace detail::dot
 
-/// op::Attention over bf16 and int8 caches with queries and weights rounded to bf16 too (nearest even; subnormals
-/// become zero), as on tiles (kernels/amx/attention.hpp), but that weights below the line are not; scores, softmax and
-/// sums are in single precision, sums as the instruction forms them. Over other caches it is that of Base.
+/// op::Attention over int8 caches with queries and weights rounded to integers of 16 bits (nearest even), each row's
+/// with a scale, weights' with one for each block of positions; sums of products are exact. Over bf16 caches, where
+/// HYMBA_DOT_BF16 is 1, and on NEON over both, queries and weights are rounded to bf16 (nearest even; subnormals become
+/// zero), and sums are in single precision as the instruction forms them. Scores and softmax are in single precision.
+/// Over other caches it is that of Base.
 template <class Base>
-struct kernel_for<op::Attention, arch::dot<Base>>
-    : detail::AttentionInBf16<detail::AttentionEngine<detail::dot::AttentionBf16::A,
-                                                      detail::AttentionInVectors<detail::dot::AttentionBf16>>,
-                              Base> {};
+struct kernel_for<op::Attention, arch::dot<Base>> {
+  static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
+    return std::max({detail::dot::AttentionOver<std::int8_t, Base>::type::scratch_bytes(shape, max_rows),
+                     detail::dot::AttentionOver<bf16, Base>::type::scratch_bytes(shape, max_rows),
+                     kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows)});
+  }
+
+  template <class E, class Exec>
+  static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
+                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
+    detail::dot::AttentionOver<E, Base>::type::template run<E>(exec, scratch, shape, q, sequences, out);
+  }
+};
+
+#endif  // HYMBA_DOT
 
 HYMBA_NAMESPACE_END
-
-#endif  // HYMBA_DOT_BF16
