@@ -28,7 +28,7 @@ option(HYMBA_WERROR "Make the compiler's warnings errors in hymba's own programs
 
 set(HYMBA_SANITIZE "" CACHE STRING "Sanitizers of hymba's own programs: empty, 'address,undefined' or 'thread'")
 set_property(CACHE HYMBA_SANITIZE PROPERTY STRINGS "" "address,undefined" "thread")
-set(HYMBA_THREAD_TESTS "test_*thread*;test_team*;test_session*;test_batch*;test_train_trainer"
+set(HYMBA_THREAD_TESTS "test_*thread*;test_team*;test_step_shares;test_session*;test_batch*;test_train_trainer"
     CACHE STRING "Globs over the names of unit tests that the target hymba_thread_tests builds and the label 'thread' runs")
 set(HYMBA_FUZZ_RUNS "20000" CACHE STRING "Inputs each fuzz target tries when it runs as a test")
 

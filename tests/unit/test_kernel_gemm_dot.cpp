@@ -61,7 +61,7 @@ void one_by_one_or_side_by_side() {
     return y;
   };
   for (const std::int64_t rows : {1, 2, 3}) {
-    for (const std::int64_t in : {1, 63, 64, 65, 255, 256, 257, 1600, 5504}) {
+    for (const std::int64_t in : {1, 63, 64, 65, 255, 256, 257, 1600, 5504, 16391}) {
       for (const std::int64_t out : {1, 15, 16, 37}) {
         const Problem<Dot, W> p(rows, in, out, static_cast<std::uint32_t>(in + out));
         for (const bool with_bias : {false, true}) {
