@@ -87,7 +87,14 @@ struct AttentionInt16 {
   static HYMBA_ALWAYS_INLINE Operand same(const Number* two) { return _mm256_set1_epi32(both(two)); }
   static HYMBA_ALWAYS_INLINE Sums no_sums() { return _mm256_setzero_si256(); }
   static HYMBA_ALWAYS_INLINE Sums multiply_add(Operand a, Operand b, Sums sums) {
+#if defined(__AVXVNNI__) && defined(__GNUC__) && !defined(__clang__)
+    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));  // as above
+    return sums;
+#elif defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(sums, a, b);
+#else
     return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+#endif
   }
   static HYMBA_ALWAYS_INLINE V floats(Sums sums) { return V(_mm256_cvtepi32_ps(sums)); }
   static HYMBA_ALWAYS_INLINE Sums integers(const V& v) { return _mm256_cvtps_epi32(v.data); }
