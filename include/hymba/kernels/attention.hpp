@@ -755,19 +755,21 @@ struct kernel_for<op::Attention, arch::simd<A>> {
 };
 
 namespace detail {
-/// op::Attention over bf16 and int8 caches by `Impl`, an engine that multiplies bf16; over others that of `Base`.
-template <class Impl, class Base>
-struct AttentionInBf16 {
+/// op::Attention over int8 caches by the engine `OverInt8`, over bf16 ones by `OverBf16`; over others that of `Base`.
+template <class OverInt8, class OverBf16, class Base>
+struct AttentionByCache {
   static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
-    return std::max(Impl::scratch_bytes(shape, max_rows),
-                    kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows));
+    return std::max({OverInt8::scratch_bytes(shape, max_rows), OverBf16::scratch_bytes(shape, max_rows),
+                     kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows)});
   }
 
   template <class E, class Exec>
   static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
                   std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    if constexpr (std::is_same_v<E, bf16> || scaled_rows<E>) {
-      Impl::template run<E>(exec, scratch, shape, q, sequences, out);
+    if constexpr (scaled_rows<E>) {
+      OverInt8::template run<E>(exec, scratch, shape, q, sequences, out);
+    } else if constexpr (std::is_same_v<E, bf16>) {
+      OverBf16::template run<E>(exec, scratch, shape, q, sequences, out);
     } else {
       kernel_for<op::Attention, Base>::template run<E>(exec, scratch, shape, q, sequences, out);
     }

@@ -311,13 +311,8 @@ struct AttentionEngine {
     const auto run_one = [&](std::int64_t i, int thread) {
       run_task(task_at(shape, sequences, tokens, skip_rows, i), workspace(shape, room, scratch, thread), q, out);
     };
-    if (small) {
-      exec.parallel_for(1, [&](std::int64_t, int thread) noexcept {
-        for (std::int64_t i = 0; i < tasks; ++i) run_one(i, thread);
-      });
-    } else if (tasks > 0) {
-      for_steps(exec, threads, tasks, 1, [&](std::int64_t i, std::int64_t, int thread) { run_one(i, thread); });
-    }
+    for_steps(exec, small ? 1 : threads, tasks, 1,
+              [&](std::int64_t i, std::int64_t, int thread) { run_one(i, thread); });
     if (split) run_split(exec, scratch, shape, q, sequences, room, items, out);
   }
 

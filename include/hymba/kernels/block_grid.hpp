@@ -40,7 +40,7 @@ struct BlockGrid {
   constexpr std::int64_t tasks() const { return rows * cols; }
   /// Rows and columns of task `task`, of a matrix with units of `unit` and `size` in all.
   constexpr BlockRange row_range(std::int64_t task, std::int64_t unit, std::int64_t size) const {
-    return range(task / cols, rows, row_units, unit, size);
+    return row_block(task / cols, unit, size);
   }
   /// Rows of the blocks beside each other that are the `block`-th from above, likewise.
   constexpr BlockRange row_block(std::int64_t block, std::int64_t unit, std::int64_t size) const {

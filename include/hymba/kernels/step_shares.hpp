@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 
 HYMBA_NAMESPACE_BEGIN

@@ -906,7 +906,8 @@ struct AttentionTiles {
 /// caches it is that of Base.
 template <class Base>
 struct kernel_for<op::Attention, arch::amx<Base>>
-    : detail::AttentionInBf16<detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>, Base> {};
+    : detail::AttentionByCache<detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>,
+                               detail::AttentionEngine<xsimd::default_arch, detail::amx::AttentionTiles>, Base> {};
 
 #endif  // HYMBA_AMX
 

@@ -3,10 +3,8 @@
 // op::Attention on dot products: over int8 caches on those of 16-bit integers, over bf16 ones on those of bf16.
 #pragma once
 
-#include <hymba/core/cached_row.hpp>
 #include <hymba/core/macros.hpp>
 #include <hymba/core/types.hpp>
-#include <hymba/core/view.hpp>
 #include <hymba/exec/arch.hpp>
 #include <hymba/exec/kernel.hpp>
 #include <hymba/kernels/attention.hpp>
@@ -14,11 +12,7 @@
 #include <hymba/kernels/dot/attention_bf16.hpp>
 #include <hymba/kernels/dot/int16_unit.hpp>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <span>
-#include <type_traits>
 
 HYMBA_NAMESPACE_BEGIN
 
@@ -55,19 +49,9 @@ struct AttentionOver<std::int8_t, Base> : AttentionOver<bf16, Base> {};
 /// zero), and sums are in single precision as the instruction forms them. Scores and softmax are in single precision.
 /// Over other caches it is that of Base.
 template <class Base>
-struct kernel_for<op::Attention, arch::dot<Base>> {
-  static constexpr std::size_t scratch_bytes(const AttentionShape& shape, std::int64_t max_rows) {
-    return std::max({detail::dot::AttentionOver<std::int8_t, Base>::type::scratch_bytes(shape, max_rows),
-                     detail::dot::AttentionOver<bf16, Base>::type::scratch_bytes(shape, max_rows),
-                     kernel_for<op::Attention, Base>::scratch_bytes(shape, max_rows)});
-  }
-
-  template <class E, class Exec>
-  static void run(Exec& exec, Scratch scratch, const AttentionShape& shape, MatrixView<const float> q,
-                  std::span<const AttentionSequence<E>> sequences, MatrixView<float> out) {
-    detail::dot::AttentionOver<E, Base>::type::template run<E>(exec, scratch, shape, q, sequences, out);
-  }
-};
+struct kernel_for<op::Attention, arch::dot<Base>>
+    : detail::AttentionByCache<typename detail::dot::AttentionOver<std::int8_t, Base>::type,
+                               typename detail::dot::AttentionOver<bf16, Base>::type, Base> {};
 
 #endif  // HYMBA_DOT
 

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 HYMBA_NAMESPACE_BEGIN
@@ -36,14 +35,18 @@ struct AttentionInt16 {
         std::min<std::int64_t>(32767, std::numeric_limits<std::int32_t>::max() / (128 * std::max<std::int64_t>(width, 1))));
   }
 
-#if defined(HYMBA_DOT_AVX512)
-  using Operand = __m512i;
-  using Sums = __m512i;
+  using Operand = Best::Bytes;
+  using Sums = Best::Ints;
 
-  static HYMBA_ALWAYS_INLINE Operand load(const Number* from) { return _mm512_loadu_si512(from); }
-  static HYMBA_ALWAYS_INLINE void store(Number* to, Operand v) { _mm512_storeu_si512(to, v); }
-  static HYMBA_ALWAYS_INLINE Operand same(const Number* two) { return _mm512_set1_epi32(both(two)); }
-  static HYMBA_ALWAYS_INLINE Sums no_sums() { return _mm512_setzero_si512(); }
+  static HYMBA_ALWAYS_INLINE Operand load(const Number* from) { return Best::load(static_cast<const void*>(from)); }
+  static HYMBA_ALWAYS_INLINE void store(Number* to, Operand v) { Best::store(static_cast<void*>(to), v); }
+  static HYMBA_ALWAYS_INLINE Operand same(const Number* two) {
+    return Best::broadcast(reinterpret_cast<const std::int8_t*>(two));
+  }
+  static HYMBA_ALWAYS_INLINE Sums no_sums() { return Best::same(0); }
+  static HYMBA_ALWAYS_INLINE float total(Sums sums) { return static_cast<float>(Best::sum(sums)); }
+
+#if defined(HYMBA_DOT_AVX512)
   static HYMBA_ALWAYS_INLINE Sums multiply_add(Operand a, Operand b, Sums sums) {
 #if defined(__GNUC__) && !defined(__clang__)
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));  // see Avx512Vnni
@@ -55,7 +58,6 @@ struct AttentionInt16 {
   static HYMBA_ALWAYS_INLINE V floats(Sums sums) { return V(_mm512_cvtepi32_ps(sums)); }
   static HYMBA_ALWAYS_INLINE Sums integers(const V& v) { return _mm512_cvtps_epi32(v.data); }
   static HYMBA_ALWAYS_INLINE Sums add(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
-  static HYMBA_ALWAYS_INLINE float total(Sums sums) { return static_cast<float>(_mm512_reduce_add_epi32(sums)); }
   static HYMBA_ALWAYS_INLINE Operand together(const V (&v)[2]) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, integers(v[0]), _mm512_slli_epi32(integers(v[1]), 16));
   }
@@ -75,17 +77,6 @@ struct AttentionInt16 {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, wide(first), _mm512_slli_epi32(wide(second), 16));
   }
 #else
-  using Operand = __m256i;
-  using Sums = __m256i;
-
-  static HYMBA_ALWAYS_INLINE Operand load(const Number* from) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  }
-  static HYMBA_ALWAYS_INLINE void store(Number* to, Operand v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
-  }
-  static HYMBA_ALWAYS_INLINE Operand same(const Number* two) { return _mm256_set1_epi32(both(two)); }
-  static HYMBA_ALWAYS_INLINE Sums no_sums() { return _mm256_setzero_si256(); }
   static HYMBA_ALWAYS_INLINE Sums multiply_add(Operand a, Operand b, Sums sums) {
 #if defined(__AVXVNNI__) && defined(__GNUC__) && !defined(__clang__)
     __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));  // as above
@@ -99,7 +90,6 @@ struct AttentionInt16 {
   static HYMBA_ALWAYS_INLINE V floats(Sums sums) { return V(_mm256_cvtepi32_ps(sums)); }
   static HYMBA_ALWAYS_INLINE Sums integers(const V& v) { return _mm256_cvtps_epi32(v.data); }
   static HYMBA_ALWAYS_INLINE Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
-  static HYMBA_ALWAYS_INLINE float total(Sums sums) { return static_cast<float>(Best::sum(sums)); }
   static HYMBA_ALWAYS_INLINE Operand together(const V (&v)[2]) {
     return _mm256_blend_epi16(integers(v[0]), _mm256_slli_epi32(integers(v[1]), 16), 0xaa);
   }
@@ -118,11 +108,6 @@ struct AttentionInt16 {
     return _mm256_blend_epi16(wide(first), _mm256_slli_epi32(wide(second), 16), 0xaa);
   }
 #endif
-  static HYMBA_ALWAYS_INLINE std::int32_t both(const Number* two) {
-    std::int32_t pair = 0;
-    std::memcpy(&pair, two, sizeof(pair));
-    return pair;
-  }
 
  public:
   static HYMBA_ALWAYS_INLINE Operand pinned(Operand v) { return v; }
