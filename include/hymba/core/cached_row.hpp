@@ -3,7 +3,8 @@
 // How a row of keys or values lies in a cache, as the type of the cache's elements says.
 //
 // A row is the key or the value of one head at one position. In a cache of float, f16 or bf16 it is its numbers. In one
-// of signed bytes it has a scale besides: number = scale * byte.
+// of signed bytes it has a scale besides: number = scale * byte; and of keys the numbers are those of the rotated key
+// (kernels/rotate_heads.hpp), which meets rotated queries.
 //
 // One scale for the whole row, not for blocks of it: attention then multiplies the bytes as they are, and a key's scale
 // meets one score, a value's one weight. A scale is bf16: bytes are chosen for the scale as it is stored, so that its

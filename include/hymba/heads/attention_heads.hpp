@@ -17,6 +17,7 @@
 #include <hymba/kernels/quantise_row.hpp>
 #include <hymba/kernels/rms_norm.hpp>
 #include <hymba/kernels/rope.hpp>
+#include <hymba/kernels/rotate_heads.hpp>
 #include <hymba/state/kv_cache.hpp>
 #include <hymba/variant/attention_heads.hpp>
 
@@ -143,6 +144,11 @@ void dot_product_attention(const Heads& h, const C& c, const AttentionStep<E>& s
   if (step.cosines.cols > 0) {
     run<op::Rope>(c, q, heads, dk, step.cosines, step.sines);
     if (step.produces) run<op::Rope>(c, k, groups, dk, step.cosines, step.sines);
+  }
+  if constexpr (scaled_rows<E>) {
+    // Some columns of keys are much larger than others in every position; rotated, they share a scale at less cost.
+    run<op::RotateHeads>(c, q, heads, dk);
+    if (step.produces) run<op::RotateHeads>(c, k, groups, dk);
   }
 
   for (std::size_t s = 0; s < step.sequences.size(); ++s) {

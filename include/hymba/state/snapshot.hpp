@@ -33,7 +33,7 @@
 HYMBA_NAMESPACE_BEGIN
 
 /// Version of the blob; a reader accepts its own only.
-inline constexpr std::uint32_t snapshot_version = 2;
+inline constexpr std::uint32_t snapshot_version = 3;
 
 namespace detail {
 
