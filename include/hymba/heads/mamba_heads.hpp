@@ -85,7 +85,7 @@ void mamba_forward(const Heads& h, const C& c, const BasicSsmStep<typename C::re
   const MatrixView<Real> parameters(conv.data + rows * inner, rows, rank + 2 * states);
   const MatrixView<Real> dt_rank = parameters.columns(0, rank);
   const MatrixView<Real> b = parameters.columns(rank, states), state_out = parameters.columns(rank + states, states);
-  const MatrixView<Real> dt(parameters.data + rows * parameters.cols, rows, inner);
+  const MatrixView<Real> dt = step.output;  // the scan writes over what it has read
 
   const std::size_t count = step.sequences.size();
   const std::int64_t tail = static_cast<std::int64_t>(h.conv_taps - 1) * inner;

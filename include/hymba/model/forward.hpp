@@ -49,14 +49,15 @@ class Workspace {
   std::int64_t max_sequences() const { return max_sequences_; }
   std::size_t bytes() const { return block_.size(); }
 
-  float* x = nullptr;           ///< [R, D] residual stream
-  float* u = nullptr;           ///< [R, D] normalised input of heads or MLP
-  float* projected = nullptr;   ///< [R, widest input projection]
-  float* attention = nullptr;   ///< [R, H*dv]
-  float* ssm = nullptr;         ///< [R, E]
-  float* ssm_part = nullptr;    ///< working memory of the SSM heads
-  float* mixed = nullptr;       ///< [R, widest mixed]: over `projected`, which nobody reads after the heads
-  float* mlp_part = nullptr;    ///< working memory of the MLP: over all of the above, which are the heads'
+  float* x = nullptr;          ///< [R, D] residual stream
+  float* projected = nullptr;  ///< [R, widest input projection]
+  float* recurred = nullptr;   ///< [R, E] what the SSM heads put out
+  float* attended = nullptr;   ///< [R, H*dv], for layers where it does not fit over the SSM heads' inputs; else null
+  float* mlp_part = nullptr;   ///< working memory of the MLP: over the three above, which are the heads'
+  // One place, used in turns: the input is read before the SSM heads run, and they are done before heads are mixed.
+  float* u = nullptr;         ///< [R, D] normalised input of heads or MLP
+  float* ssm_part = nullptr;  ///< working memory of the SSM heads
+  float* mixed = nullptr;     ///< [R, widest mixed]
   float* cosines = nullptr;     ///< [R, key_width / 2]
   float* sines = nullptr;
   CacheSequence<E>* cache_sequences = nullptr;
@@ -67,33 +68,40 @@ class Workspace {
 
   const StagedRows<E>& staged(int slot) const { return staged_[static_cast<std::size_t>(slot)]; }
 
+  /// Whether what the attention heads of layer `i` put out lies over the inputs of its SSM heads, which run first.
+  static bool attended_over_inputs(const Architecture<V>& a, int i) {
+    return a.plan[i].has_attention() && a.attention_width() <= a.ssm_input_rows(i);
+  }
+
  private:
   void carve(const ModelData<V, P>& model, Arena& arena, int threads) {
     const Architecture<V>& a = model.architecture();
     const auto rows = static_cast<std::size_t>(max_rows_);
-    std::size_t widest_input = 0, widest_mixed = 0;
+    std::size_t widest_input = 0, widest_mixed = 0, attended_width = 0;
     for (int i = 0; i < a.layers; ++i) {
       widest_input = std::max(widest_input, static_cast<std::size_t>(a.input_rows(i)));
       widest_mixed = std::max(widest_mixed, static_cast<std::size_t>(a.mixed_width(i)));
+      if (a.plan[i].has_attention() && !attended_over_inputs(a, i)) {
+        attended_width = static_cast<std::size_t>(a.attention_width());
+      }
     }
     x = arena.take<float>(rows * static_cast<std::size_t>(a.width));
-    u = arena.take<float>(rows * static_cast<std::size_t>(a.width));
     std::size_t ssm_floats = 0;
     if constexpr (Architecture<V>::has_ssm) ssm_floats = static_cast<std::size_t>(a.ssm.workspace_floats(max_rows_));
     // Each on a cache line of its own, as if taken one by one.
     const auto lines = [](std::size_t floats) { return aligned_size(floats * sizeof(float)) / sizeof(float); };
-    const std::size_t input_floats = lines(rows * std::max(widest_input, widest_mixed));
-    const std::size_t attention_floats = lines(rows * static_cast<std::size_t>(a.attention_width()));
+    const std::size_t input_floats = lines(rows * widest_input);
     const std::size_t recurred_floats = lines(rows * static_cast<std::size_t>(a.ssm_width()));
-    const auto mlp_floats = static_cast<std::size_t>(mlp_workspace_floats(a.mlp, max_rows_));
-    projected = arena.take<float>(
-        std::max(input_floats + attention_floats + recurred_floats + ssm_floats, mlp_floats));
+    const std::size_t attended_floats = lines(rows * attended_width);
+    const std::size_t heads_floats = input_floats + recurred_floats + attended_floats;
+    const auto mlp_floats = lines(static_cast<std::size_t>(mlp_workspace_floats(a.mlp, max_rows_)));
+    projected = mlp_part = arena.take<float>(std::max(heads_floats, mlp_floats));
     if (projected != nullptr) {
-      attention = projected + input_floats;
-      ssm = attention + attention_floats;
-      ssm_part = ssm + recurred_floats;
-      mixed = mlp_part = projected;
+      recurred = projected + input_floats;
+      if (attended_width > 0) attended = recurred + recurred_floats;
     }
+    u = ssm_part = mixed =
+        arena.take<float>(std::max({rows * static_cast<std::size_t>(a.width), ssm_floats, rows * widest_mixed}));
     cosines = arena.take<float>(rows * static_cast<std::size_t>(model.rope().half()));
     sines = arena.take<float>(rows * static_cast<std::size_t>(model.rope().half()));
     const auto sequences = static_cast<std::size_t>(max_sequences_);
@@ -249,10 +257,14 @@ struct Forward {
     const MatrixView<float> projected(w.projected, rows, in_proj.rows);
     run<op::Gemm>(c, u, in_proj, in_bias, projected, Store::assign);
 
-    const MatrixView<float> attended(w.attention, rows, a.attention_width()), recurred(w.ssm, rows, a.ssm_width());
+    const MatrixView<float> recurred(w.recurred, rows, a.ssm_width());
     const int attention_rows = a.attention_input_rows(i);
-    if (plan.has_attention()) attention(i, projected.columns(0, attention_rows), attended);
+    const MatrixView<float> attended = Workspace<V, P>::attended_over_inputs(a, i)
+                                           ? projected.columns(attention_rows, a.attention_width())
+                                           : MatrixView<float>(w.attended, rows, a.attention_width());
+    // In this order: memory of the SSM heads is used again.
     if (plan.has_ssm()) ssm(i, projected.columns(attention_rows, a.ssm_input_rows(i)), recurred);
+    if (plan.has_attention()) attention(i, projected.columns(0, attention_rows), attended);
     MatrixView<float> mixed = plan.has_attention() ? attended : recurred;
     if constexpr (Architecture<V>::has_attention && Architecture<V>::has_ssm) {
       if (plan.kind == LayerKind::hybrid) {

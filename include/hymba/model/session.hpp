@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -189,7 +190,12 @@ class Session {
       SessionState<E> state(a, 0);
       const std::int64_t count = a.meta_tokens(), chunk = 512;
       if (count == 0) return state;
-      Workspace<V, P> workspace(*data_, std::min(count, chunk), 1, executor_.threads());
+      // In a session's own memory unless that is for smaller chunks, which would take long.
+      std::optional<Workspace<V, P>> larger;
+      if (workspace_.max_rows() < std::min(count, chunk)) {
+        larger.emplace(*data_, std::min(count, chunk), 1, executor_.threads());
+      }
+      Workspace<V, P>& workspace = larger ? *larger : workspace_;
       for (std::int64_t first = 0; first < count; first += chunk) {
         const StepSequence<E> step{&state, std::min(chunk, count - first)};
         const float* rows = data_->meta_tokens() + first * a.width;

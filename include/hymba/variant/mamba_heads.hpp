@@ -42,9 +42,9 @@ struct MambaSizes {
   constexpr std::int64_t state_floats() const {
     return static_cast<std::int64_t>(conv_taps - 1) * inner + static_cast<std::int64_t>(d_state) * inner;
   }
-  /// Floats of working memory a forward pass over `rows` rows needs: conv output, x_proj's rows, time steps.
+  /// Floats of working memory a forward pass over `rows` rows needs: conv output and x_proj's rows.
   constexpr std::int64_t workspace_floats(std::int64_t rows) const {
-    return rows * (2 * static_cast<std::int64_t>(inner) + dt_rank + 2 * static_cast<std::int64_t>(d_state));
+    return rows * (static_cast<std::int64_t>(inner) + dt_rank + 2 * static_cast<std::int64_t>(d_state));
   }
 
  protected:
