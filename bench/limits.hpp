@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 namespace hymba_bench {
 
@@ -201,13 +202,37 @@ inline double best_rate(int threads, int repetitions, Body&& body) {
 
 }  // namespace detail
 
-/// Read bandwidth of memory with `threads` threads in GB/s (1e9 bytes): the best over streams per thread, prefetch
-/// distances and repetitions, each over `bytes` of memory. Ends after `seconds_most`, with what it has then: a build
-/// without optimisation, or a machine that is busy, would take minutes.
-inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2,
-                             double seconds_most = 5.0) {
+/// A way of reading memory: streams of each thread, and how far ahead of the loads these are fetched, in bytes.
+struct ReadingWay {
+  int streams = 1;
+  std::int64_t ahead = 0;
+};
+
+namespace detail {
+/// Reads `count` floats, a multiple of 512.
+inline void read(ReadingWay way, const float* from, std::int64_t count) {
+  switch (way.streams) {
+    case 1: return keep(read<1>(from, count, way.ahead));
+    case 2: return keep(read<2>(from, count, way.ahead));
+    case 4: return keep(read<4>(from, count, way.ahead));
+    default: return keep(read<8>(from, count, way.ahead));
+  }
+}
+inline constexpr std::int64_t read_unit = 8 * 64;  ///< floats: what eight streams take at once
+}  // namespace detail
+
+struct ReadLimit {
+  double gb_s = 0;  ///< 1e9 bytes a second
+  ReadingWay way;   ///< that reached it
+};
+
+/// Read bandwidth of memory with `threads` threads: the best over streams per thread, prefetch distances and
+/// repetitions, each over `bytes` of memory. Ends after `seconds_most`, with what it has then: a build without
+/// optimisation, or a machine that is busy, would take minutes.
+inline ReadLimit read_limit(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2,
+                            double seconds_most = 5.0) {
   hymba::DefaultExecutor exec(threads);
-  constexpr std::int64_t unit = 8 * 64;
+  constexpr std::int64_t unit = detail::read_unit;
   const std::int64_t each = static_cast<std::int64_t>(bytes / sizeof(float)) / threads / unit * unit;
   hymba::AlignedBuffer memory(static_cast<std::size_t>(each * threads) * sizeof(float));
   const auto* data = reinterpret_cast<const float*>(memory.data());
@@ -215,27 +240,68 @@ inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 
     std::memset(memory.data() + static_cast<std::size_t>(task * each) * sizeof(float), 1,
                 static_cast<std::size_t>(each) * sizeof(float));
   });
-  double best = 0.0;
+  ReadLimit best;
   const auto begin = Clock::now();
   for (int repetition = 0; repetition < repetitions; ++repetition) {
     for (const std::int64_t ahead : {0, 512, 1024, 2048, 4096}) {
       for (const int streams : {1, 2, 4, 8}) {
-        if (best > 0.0 && seconds_since(begin) > seconds_most) return best * 1e-9;
+        if (best.gb_s > 0.0 && seconds_since(begin) > seconds_most) return best;
+        const ReadingWay way{streams, ahead};
         const auto start = Clock::now();
-        exec.parallel_for(threads, [&](std::int64_t task, int) noexcept {
-          const float* from = data + task * each;
-          switch (streams) {
-            case 1: keep(detail::read<1>(from, each, ahead)); break;
-            case 2: keep(detail::read<2>(from, each, ahead)); break;
-            case 4: keep(detail::read<4>(from, each, ahead)); break;
-            default: keep(detail::read<8>(from, each, ahead)); break;
-          }
-        });
-        best = std::max(best, static_cast<double>(each * threads) * sizeof(float) / seconds_since(start));
+        exec.parallel_for(
+            threads, [&](std::int64_t task, int) noexcept { detail::read(way, data + task * each, each); });
+        const double rate = static_cast<double>(each * threads) * sizeof(float) / seconds_since(start) * 1e-9;
+        if (rate > best.gb_s) best = {rate, way};
       }
     }
   }
-  return best * 1e-9;
+  return best;
+}
+
+/// As `read_limit`, in GB/s.
+inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2,
+                             double seconds_most = 5.0) {
+  return read_limit(threads, bytes, repetitions, seconds_most).gb_s;
+}
+
+/// The rate in GB/s at which the threads of `exec` read `blocks` from one to the last, each thread its part of all of
+/// them, over and over until `seconds` are gone: at least once. 0 when there is nothing of 256 bytes to read.
+template <class Exec>
+double rate_of_reading(Exec& exec, std::span<const std::span<const std::byte>> blocks, ReadingWay way, double seconds) {
+  constexpr std::int64_t unit = 64, units_at_once = detail::read_unit / unit;  // floats; streams take eight units
+  struct Part {
+    const float* from;
+    std::int64_t units;
+  };
+  // A block begins where a checkpoint has it, numbers of 16 bits perhaps between two floats.
+  const auto whole = [](std::span<const std::byte> block) -> Part {
+    const std::size_t skipped = -reinterpret_cast<std::uintptr_t>(block.data()) % alignof(float);
+    if (block.size() <= skipped) return {nullptr, 0};
+    return {reinterpret_cast<const float*>(block.data() + skipped),
+            static_cast<std::int64_t>((block.size() - skipped) / (unit * sizeof(float)))};
+  };
+  double bytes_of_round = 0;
+  for (const std::span<const std::byte> block : blocks) {
+    bytes_of_round += static_cast<double>(whole(block).units * unit) * sizeof(float);
+  }
+  if (bytes_of_round == 0) return 0;
+  const std::int64_t threads = exec.threads();
+  double bytes = 0;
+  const auto start = Clock::now();
+  do {
+    // Executors flush denormals, so that adding takes one time whatever the bytes are as floats.
+    exec.parallel_for(threads, [&](std::int64_t task, int) noexcept {
+      for (const std::span<const std::byte> block : blocks) {
+        const Part all = whole(block);
+        const std::int64_t first = all.units * task / threads, last = all.units * (task + 1) / threads;
+        const std::int64_t middle = last - (last - first) % units_at_once;
+        if (middle > first) detail::read(way, all.from + first * unit, (middle - first) * unit);
+        if (last > middle) keep(detail::read<1>(all.from + middle * unit, (last - middle) * unit, 0));
+      }
+    });
+    bytes += bytes_of_round;
+  } while (seconds_since(start) < seconds);
+  return bytes / seconds_since(start) * 1e-9;
 }
 
 /// Peak of single-precision multiply-adds with `threads` threads in GFLOP/s: the best of several runs of ~10 ms.

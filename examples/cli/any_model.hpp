@@ -69,6 +69,7 @@ struct WeightCosts {
   double step_elements = 0;  ///< numbers in these
   double row_elements = 0;   ///< those that every row of a prefill is multiplied with: without the output projection
   MatrixUnit unit = MatrixUnit::multiply_add;
+  std::vector<std::span<const std::byte>> step_blocks = {};  ///< where what a step reads lies
 };
 
 class AnyModel {

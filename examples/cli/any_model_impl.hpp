@@ -118,7 +118,9 @@ class ModelOf final : public AnyModel {
       if (embedding && !tied) continue;  // rows are looked up
       const auto elements = static_cast<double>(t.spec.elements());
       costs.step_elements += elements;
-      costs.step_bytes += static_cast<double>(t.spec.dims[0]) * static_cast<double>(row_bytes(t.spec));
+      const std::size_t bytes = static_cast<std::size_t>(t.spec.dims[0]) * row_bytes(t.spec);
+      costs.step_bytes += static_cast<double>(bytes);
+      costs.step_blocks.emplace_back(t.parameter.data, bytes);
       if (!embedding && t.name != "lm_head.weight") costs.row_elements += elements;
     }
     return costs;

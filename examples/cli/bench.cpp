@@ -8,9 +8,13 @@
 //             multiplies them.
 //   decode    sessions that hold so many tokens read one more each, together. fraction_of_bandwidth: bytes of weights
 //             and of every session's keys and values that a step reads, over time, over the read bandwidth of memory.
+//             fraction_of_reads_in_turns: the same bytes and time, over the rate at which the weights are read, and
+//             nothing else done, in turns with the steps.
 //
-// Every figure is the median of the repetitions, every limit the best of what was seen. Attention's and the scan's own
-// operations take their time but are not counted as work done, so a fraction of 1 is out of reach.
+// Every figure is the median of the repetitions, every limit the best of what was seen. What memory gives may move by
+// half within a minute where others use it too; reads in turns tell that from time that steps lose. (Of a model that
+// fits into the processor's caches they read those.) Attention's and the scan's own operations take their time but are
+// not counted as work done, so a fraction of 1 is out of reach.
 #include <hymba/core/error.hpp>
 #include <hymba/variant/costs.hpp>
 #include <hymba/variant/presets.hpp>
@@ -131,10 +135,17 @@ const char* unit_name(MatrixUnit unit) {
 /// that vary, make single looks too low.
 class Limits {
  public:
-  Limits(int threads, MatrixUnit unit) : threads_(threads), unit_(unit) {}
-  void look_at_memory() { bandwidth_ = std::max(bandwidth_, hymba_bench::read_bandwidth(threads_)); }
+  Limits(int threads, MatrixUnit unit) : threads_(threads), executor_(threads), unit_(unit) {}
+  void look_at_memory() {
+    const hymba_bench::ReadLimit seen = hymba_bench::read_limit(threads_);
+    if (seen.gb_s > read_.gb_s) read_ = seen;
+  }
+  /// GB/s at which `blocks` are read now, for some `seconds`.
+  double look_at_blocks(std::span<const std::span<const std::byte>> blocks, double seconds) {
+    return hymba_bench::rate_of_reading(executor_, blocks, read_.way, seconds);
+  }
   void look_at_products() { peak_ = std::max(peak_, peak()); }
-  double bandwidth() const { return bandwidth_; }
+  double bandwidth() const { return read_.gb_s; }
   double matrix_peak() const { return peak_; }
 
  private:
@@ -153,8 +164,10 @@ class Limits {
     }
   }
   int threads_;
+  hymba::DefaultExecutor executor_;
   MatrixUnit unit_;
-  double bandwidth_ = 0, peak_ = 0;
+  hymba_bench::ReadLimit read_;
+  double peak_ = 0;
 };
 
 /// The most memory this process has held since it began, or since `forget_peak_memory`; 0 when unknown.
@@ -201,7 +214,9 @@ struct PrefillResult {
 struct DecodeResult {
   std::int64_t depth = 0, batch = 0;
   double step_seconds = 0;
-  double step_bytes = 0;  ///< mean over the steps: the sessions grow
+  double step_bytes = 0;         ///< mean over the steps: the sessions grow
+  double reads_in_turns = 0;     ///< GB/s
+  double of_reads_in_turns = 0;  ///< what steps reach of it
 };
 
 double median(std::vector<double> values) {
@@ -284,7 +299,7 @@ class Bench {
         std::vector<std::unique_ptr<AnySession>> sessions;
         for (std::int64_t i = last ? 1 : 0; i < count; ++i) sessions.push_back(reader->fork());
         if (last) sessions.push_back(std::move(reader));
-        results.push_back(decode(*batch, sessions));
+        results.push_back(decode(*batch, sessions, limits));
         results.back().depth = depth;
         limits.look_at_products();
       }
@@ -305,9 +320,11 @@ class Bench {
  private:
   /// Most steps of all repetitions at one depth: few, since every step makes the sessions longer.
   static constexpr std::size_t steps_most = 192;
+  /// For each of the two reads beside a repetition.
+  static constexpr double read_seconds = 0.1;
   std::int64_t growth() const { return static_cast<std::int64_t>(std::max(steps_most, plan_.repetitions)) + 2; }
 
-  DecodeResult decode(AnyBatch& batch, std::span<const std::unique_ptr<AnySession>> sessions) const {
+  DecodeResult decode(AnyBatch& batch, std::span<const std::unique_ptr<AnySession>> sessions, Limits& limits) const {
     const std::vector<hymba::Token> next(sessions.size(), 17 % open_.description.vocabulary);
     batch.decode(sessions, next);  // once unmeasured
     const Stopwatch one;
@@ -315,22 +332,31 @@ class Bench {
     // Half a second for each repetition, as far as the sessions may grow.
     const double most = std::max(1.0, static_cast<double>(steps_most / plan_.repetitions));
     const auto steps = static_cast<std::size_t>(std::clamp(0.5 / std::max(one.seconds(), 1e-6), 1.0, most));
-    std::vector<double> seconds;
-    double bytes = 0;
+    std::vector<double> seconds, reads, of_reads;
+    double all_bytes = 0;
     while (seconds.size() < plan_.repetitions) {
       const std::int64_t position = sessions[0]->position() + 1;  // its own keys and values are read too
+      double bytes = 0;
       for (std::size_t i = 0; i < steps; ++i) {
         const double cache = open_.cache_read_bytes(position + static_cast<std::int64_t>(i));
         bytes += costs_.step_bytes + static_cast<double>(sessions.size()) * cache;
       }
+      all_bytes += bytes;
+      // One read before and one after: what memory gives may change in between.
+      const double before = limits.look_at_blocks(costs_.step_blocks, read_seconds);
       const Stopwatch watch;
       for (std::size_t i = 0; i < steps; ++i) batch.decode(sessions, next);
-      seconds.push_back(watch.seconds() / static_cast<double>(steps));
+      const double taken = watch.seconds();
+      seconds.push_back(taken / static_cast<double>(steps));
+      reads.push_back((before + limits.look_at_blocks(costs_.step_blocks, read_seconds)) / 2);
+      of_reads.push_back(reads.back() > 0 ? bytes / taken / (reads.back() * 1e9) : 0);
       pause();
     }
     return {.batch = static_cast<std::int64_t>(sessions.size()),
             .step_seconds = median(seconds),
-            .step_bytes = bytes / static_cast<double>(steps * plan_.repetitions)};
+            .step_bytes = all_bytes / static_cast<double>(steps * plan_.repetitions),
+            .reads_in_turns = median(reads),
+            .of_reads_in_turns = median(of_reads)};
   }
 
   static void pause() {
@@ -387,11 +413,12 @@ std::string as_text(const OrderedJson& j) {
   }
   if (!j.at("decode").empty()) {
     std::vector<std::vector<std::string>> rows{
-        {"depth", "batch", "tokens/s", "GB/s", "of bandwidth", "cache of a session"}};
+        {"depth", "batch", "tokens/s", "GB/s", "of bandwidth", "of reads in turns", "cache of a session"}};
     for (const OrderedJson& r : j.at("decode")) {
       const double fraction = number(r, "fraction_of_bandwidth");
       rows.push_back({whole(r, "depth"), whole(r, "batch"), fixed(number(r, "tokens_per_s"), 1),
                       fixed(fraction * number(limits, "read_bandwidth_gb_s"), 1), percent(fraction),
+                      percent(number(r, "fraction_of_reads_in_turns")),
                       bytes_text(r.at("cache_bytes").get<std::size_t>())});
     }
     out += "\ndecode\n" + columns(rows);
@@ -466,6 +493,8 @@ int bench(const BenchArguments& a) {
                              {"batch", r.batch},
                              {"tokens_per_s", static_cast<double>(r.batch) / r.step_seconds},
                              {"fraction_of_bandwidth", r.step_bytes / r.step_seconds / bandwidth},
+                             {"reads_in_turns_gb_s", r.reads_in_turns},
+                             {"fraction_of_reads_in_turns", r.of_reads_in_turns},
                              {"gflop_s", flop / r.step_seconds * 1e-9},
                              {"flop_per_byte", flop / r.step_bytes},
                              {"cache_bytes", open.cache_bytes(r.depth)}});

@@ -26,7 +26,8 @@ def check(told, prefill, decode):
         assert {"tokens", "tokens_per_s", "fraction_of_peak"} <= set(row) and all(map(positive, row.values())), row
         assert row["fraction_of_peak"] < 1, row
     for row in told["decode"]:
-        assert {"depth", "batch", "tokens_per_s", "fraction_of_bandwidth"} <= set(row), row
+        assert {"depth", "batch", "tokens_per_s", "fraction_of_bandwidth", "reads_in_turns_gb_s",
+                "fraction_of_reads_in_turns"} <= set(row), row
         assert all(positive(value) for key, value in row.items() if key not in ("depth", "cache_bytes")), row
 
 
@@ -53,7 +54,7 @@ def test_prefill_chunk(folder):
 def test_text_and_lists(folder):
     # Lists come in order, each entry once; either part can be left out.
     text = ok("bench", "--model", MODEL, "--prefill", "none", "--depths", "7,0,7", "--repetitions", 1, "--quiet").decode()
-    assert "of bandwidth" in text and "of peak" not in text and "142,060 parameters" in text, text
+    assert "of bandwidth" in text and "of reads in turns" in text and "of peak" not in text and "142,060 parameters" in text, text
     assert [line.split()[0] for line in text.rstrip().split("\n")[-2:]] == ["0", "7"], text
     for weights, cache in (("f32", "f16"), ("bf16", "bf16"), ("bf16", "int8")):
         told = ok_json("bench", "--model", MODEL, "--prefill", 3, "--depths", "none", "--repetitions", 1, "--json",

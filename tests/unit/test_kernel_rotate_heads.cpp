@@ -4,10 +4,8 @@
 
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "kernel_test.hpp"
@@ -38,7 +36,9 @@ void check(std::uint32_t seed) {
             for (int h = 0; h < heads; ++h) {
               for (std::int64_t i = 0; i < width; ++i) want[static_cast<std::size_t>(i)] = x(r, h * width + i);
               hymba::reference::rotate(want.data(), width);
-              for (std::int64_t i = 0; i < width; ++i) same &= y(r, h * width + i) == want[static_cast<std::size_t>(i)];
+              for (std::int64_t i = 0; i < width; ++i) {
+                same &= y(r, h * width + i) == want[static_cast<std::size_t>(i)];
+              }
             }
           }
           CHECK_MESSAGE(same, rows << " rows, " << heads << " heads of " << width << ", " << threads << " threads");

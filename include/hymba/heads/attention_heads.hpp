@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The arithmetic of attention heads: q/k norms, rotary embedding, storing keys and values, attention over the cache.
+// The arithmetic of attention heads: q/k norms, rotary embedding, the rotation of what has scales, storing keys and
+// values, attention over the cache.
 //
 // Attention heads of one's own supply, in their own namespace,
 //
@@ -55,7 +56,7 @@ struct AttentionStep {
   MatrixView<const Real> cosines, sines;            ///< [T, key_width / 2]; empty without a rotary embedding
   StagedRows<E> staged;                             ///< window layers: where this step's keys and values are
   AttentionSequence<E>* kernel_sequences = nullptr; ///< workspace, one per sequence
-  MatrixView<Real> output;                          ///< [T, output_width()]
+  MatrixView<Real> output;                          ///< [T, output_width()]; perhaps beside `input`, in the same rows
 };
 
 namespace detail {

@@ -8,7 +8,8 @@
 //   void fuse_forward(const MyFusion&, const Context&, MatrixView<const float> attention, MatrixView<const float> ssm,
 //                     MatrixView<float> out);
 //
-// attention [T, H*dv], ssm [T, E], out [T, output_width], one row per token; no aliasing.
+// attention [T, H*dv], ssm [T, E], out [T, output_width], one row per token, perhaps further apart than they are wide; no
+// aliasing.
 #pragma once
 
 #include <hymba/core/macros.hpp>

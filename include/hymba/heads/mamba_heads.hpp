@@ -40,11 +40,12 @@ inline constexpr std::size_t sequence_workspace_bytes = 64;
 /// Inputs and outputs of recurrent heads for one layer and step.
 template <class Real>
 struct BasicSsmStep {
-  MatrixView<const Real> input;             ///< [T, input_rows()]: the heads' rows of the input projection
+  MatrixView<const Real> input;             ///< [T, input_rows()]: the heads' rows of the input projection; overwritten
+                                            ///< once the heads are done
   std::span<const BasicSsmSequence<Real>> sequences;  ///< they cover the T rows in order
   Real* workspace = nullptr;                ///< workspace_floats(T) numbers
   void* sequence_workspace = nullptr;       ///< sequence_workspace_bytes for each sequence, aligned to 64
-  MatrixView<Real> output;                  ///< [T, output_width()]
+  MatrixView<Real> output;                  ///< [T, output_width()]; what it holds on the way is the heads' affair
 };
 using SsmStep = BasicSsmStep<float>;
 

@@ -16,7 +16,8 @@ HYMBA_NAMESPACE_BEGIN
 
 namespace op {
 /// Rotates every head of x [T, heads * width] in place, as reference::rotate does a row of `width` numbers: a query and
-/// a key that are both rotated have the product that they had.
+/// a key that are both rotated have the product that they had. Of a head with a number that is not finite, or beyond
+/// 2^123 or so, none is finite behind it.
 ///
 ///     static void run(E& exec, Scratch scratch, MatrixView<float> x, int heads, int width);
 ///

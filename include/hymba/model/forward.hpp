@@ -55,10 +55,10 @@ class Workspace {
   float* attended = nullptr;   ///< [R, H*dv], for layers where it does not fit over the SSM heads' inputs; else null
   float* mlp_part = nullptr;   ///< working memory of the MLP: over the three above, which are the heads'
   // One place, used in turns: the input is read before the SSM heads run, and they are done before heads are mixed.
-  float* u = nullptr;         ///< [R, D] normalised input of heads or MLP
-  float* ssm_part = nullptr;  ///< working memory of the SSM heads
-  float* mixed = nullptr;     ///< [R, widest mixed]
-  float* cosines = nullptr;     ///< [R, key_width / 2]
+  float* u = nullptr;          ///< [R, D] normalised input of heads or MLP
+  float* ssm_part = nullptr;   ///< working memory of the SSM heads
+  float* mixed = nullptr;      ///< [R, widest mixed of a hybrid layer]
+  float* cosines = nullptr;    ///< [R, key_width / 2]
   float* sines = nullptr;
   CacheSequence<E>* cache_sequences = nullptr;
   AttentionSequence<E>* attention_sequences = nullptr;
@@ -80,7 +80,9 @@ class Workspace {
     std::size_t widest_input = 0, widest_mixed = 0, attended_width = 0;
     for (int i = 0; i < a.layers; ++i) {
       widest_input = std::max(widest_input, static_cast<std::size_t>(a.input_rows(i)));
-      widest_mixed = std::max(widest_mixed, static_cast<std::size_t>(a.mixed_width(i)));
+      if (a.plan[i].kind == LayerKind::hybrid) {
+        widest_mixed = std::max(widest_mixed, static_cast<std::size_t>(a.mixed_width(i)));
+      }
       if (a.plan[i].has_attention() && !attended_over_inputs(a, i)) {
         attended_width = static_cast<std::size_t>(a.attention_width());
       }
@@ -94,7 +96,7 @@ class Workspace {
     const std::size_t recurred_floats = lines(rows * static_cast<std::size_t>(a.ssm_width()));
     const std::size_t attended_floats = lines(rows * attended_width);
     const std::size_t heads_floats = input_floats + recurred_floats + attended_floats;
-    const auto mlp_floats = lines(static_cast<std::size_t>(mlp_workspace_floats(a.mlp, max_rows_)));
+    const auto mlp_floats = static_cast<std::size_t>(mlp_workspace_floats(a.mlp, max_rows_));
     projected = mlp_part = arena.take<float>(std::max(heads_floats, mlp_floats));
     if (projected != nullptr) {
       recurred = projected + input_floats;
