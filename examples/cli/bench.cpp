@@ -140,9 +140,11 @@ class Limits {
     const hymba_bench::ReadLimit seen = hymba_bench::read_limit(threads_);
     if (seen.gb_s > read_.gb_s) read_ = seen;
   }
-  /// GB/s at which `blocks` are read now, for some `seconds`.
+  /// GB/s at which `blocks` are read now, for some `seconds`: the better of the way that read fastest before and of one
+  /// stream left to the processor, whichever other work on the machine now leaves more.
   double look_at_blocks(std::span<const std::span<const std::byte>> blocks, double seconds) {
-    return hymba_bench::rate_of_reading(executor_, blocks, read_.way, seconds);
+    return std::max(hymba_bench::rate_of_reading(executor_, blocks, read_.way, seconds / 2),
+                    hymba_bench::rate_of_reading(executor_, blocks, {}, seconds / 2));
   }
   void look_at_products() { peak_ = std::max(peak_, peak()); }
   double bandwidth() const { return read_.gb_s; }
@@ -320,8 +322,8 @@ class Bench {
  private:
   /// Most steps of all repetitions at one depth: few, since every step makes the sessions longer.
   static constexpr std::size_t steps_most = 192;
-  /// For each of the two reads beside a repetition.
-  static constexpr double read_seconds = 0.1;
+  /// For each of the two looks beside a repetition.
+  static constexpr double read_seconds = 0.2;
   std::int64_t growth() const { return static_cast<std::int64_t>(std::max(steps_most, plan_.repetitions)) + 2; }
 
   DecodeResult decode(AnyBatch& batch, std::span<const std::unique_ptr<AnySession>> sessions, Limits& limits) const {
@@ -342,7 +344,7 @@ class Bench {
         bytes += costs_.step_bytes + static_cast<double>(sessions.size()) * cache;
       }
       all_bytes += bytes;
-      // One read before and one after: what memory gives may change in between.
+      // One look before and one after: what memory gives may change in between.
       const double before = limits.look_at_blocks(costs_.step_blocks, read_seconds);
       const Stopwatch watch;
       for (std::size_t i = 0; i < steps; ++i) batch.decode(sessions, next);
