@@ -69,7 +69,7 @@ const Limits& limits() {
   static hymba_bench::Clock::time_point last{};
   if (best.read == 0.0 || hymba_bench::seconds_since(last) > 20.0) {
     const int threads = hymba_bench::threads();
-    best.read = std::max(best.read, hymba_bench::read_bandwidth(threads, pool_bytes / 2, 1) * 1e9);
+    best.read = std::max(best.read, hymba_bench::read_limit(threads, pool_bytes / 2, 1).gb_s * 1e9);
     best.vectors = std::max(best.vectors, hymba_bench::multiply_add_peak(threads, 5) * 1e9);
     best.tiles_bf16 = std::max(best.tiles_bf16, hymba_bench::bf16_tile_peak(threads, 5) * 1e9);
     best.tiles_bytes = std::max(best.tiles_bytes, hymba_bench::int8_tile_peak(threads, 5) * 1e9);

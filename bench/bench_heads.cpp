@@ -42,7 +42,7 @@ constexpr int H = 25, G = 5, dk = 64, dv = 128, E = 3200, N = 16, K = 4, F = 550
 constexpr std::int64_t meta = 128, window = 1024;
 
 struct Limits {
-  double read = hymba_bench::read_bandwidth(hymba_bench::threads()) * 1e9;
+  double read = hymba_bench::read_limit(hymba_bench::threads()).gb_s * 1e9;
   double peak = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
 };
 const Limits& limits() {

@@ -27,7 +27,7 @@ namespace {
 using namespace hymba;
 
 double bandwidth() {
-  static const double gb = hymba_bench::read_bandwidth(hymba_bench::threads());
+  static const double gb = hymba_bench::read_limit(hymba_bench::threads()).gb_s;
   return gb * 1e9;
 }
 double fma_peak() {

@@ -32,7 +32,7 @@ namespace {
 using namespace hymba;
 
 struct Limits {
-  double read = hymba_bench::read_bandwidth(hymba_bench::threads()) * 1e9;
+  double read = hymba_bench::read_limit(hymba_bench::threads()).gb_s * 1e9;
   double peak = hymba_bench::multiply_add_peak(hymba_bench::threads()) * 1e9;
 };
 const Limits& limits() {

@@ -258,12 +258,6 @@ inline ReadLimit read_limit(int threads, std::size_t bytes = std::size_t{1} << 3
   return best;
 }
 
-/// As `read_limit`, in GB/s.
-inline double read_bandwidth(int threads, std::size_t bytes = std::size_t{1} << 30, int repetitions = 2,
-                             double seconds_most = 5.0) {
-  return read_limit(threads, bytes, repetitions, seconds_most).gb_s;
-}
-
 /// The rate in GB/s at which the threads of `exec` read `blocks` from one to the last, each thread its part of all of
 /// them, over and over until `seconds` are gone: at least once. 0 when there is nothing of 256 bytes to read.
 template <class Exec>
